@@ -1,0 +1,96 @@
+"""Which implementation serves a call, and why.
+
+Every operation offers up to three: `reference` (the formula, any precision), `torch` (matrix products in plain torch) and
+`triton` (the GPU). The caller says `auto`, or names one. A named backend is honoured or refused, never replaced; `auto`
+takes the fastest that can run here, and `strict` turns a silent second choice into an error.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.util import find_spec
+from typing import Literal
+
+import torch
+
+from archcompass.errors import BackendError, InputError
+
+Backend = Literal["auto", "reference", "torch", "triton"]
+
+FASTEST_FIRST = ("triton", "torch", "reference")
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The implementation that serves a call, the reason, and why each faster one was passed over."""
+
+    operation: str
+    backend: str
+    reason: str
+    rejected: Mapping[str, str] = field(default_factory=dict)
+
+
+@cache
+def triton_obstacle(device_type: str) -> str | None:
+    """Why Triton kernels cannot run on this kind of device, or None when they can."""
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    if interpreting():
+        return None
+    if device_type != "cuda":
+        return f"tensors are on {device_type}, and Triton kernels need a GPU"
+    from torch.utils._triton import has_triton
+
+    return None if has_triton() else "triton finds no GPU driver"
+
+
+def interpreting() -> bool:
+    """Whether Triton runs kernels in its interpreter, on the CPU (TRITON_INTERPRET=1, set before the first import)."""
+    if find_spec("triton") is None:
+        return False
+    import triton
+
+    return bool(triton.knobs.runtime.interpret)
+
+
+def choose(
+    operation: str,
+    requested: str,
+    device: torch.device,
+    *,
+    refusals: Mapping[str, str] | None = None,
+    strict: bool = False,
+) -> Choice:
+    """Picks the implementation of `operation` for tensors on `device`.
+
+    Args:
+        operation: its public name, for messages.
+        requested: "auto", or the backend to use.
+        device: where the tensors are.
+        refusals: backends this call cannot use whatever the machine, each with the reason (a head too wide, say). An
+            operation without a Triton kernel refuses "triton" here.
+        strict: with "auto", refuse to fall back from the fastest backend.
+
+    Raises:
+        InputError: `requested` is no backend.
+        BackendError: the requested backend (with `strict`, the fastest) cannot serve this call.
+    """
+    if requested not in ("auto", *FASTEST_FIRST):
+        raise InputError(f"backend is {requested!r}; choose auto, reference, torch or triton")
+    rejected = dict(refusals or {})
+    if "triton" not in rejected and (obstacle := triton_obstacle(device.type)):
+        rejected["triton"] = obstacle
+    if requested == "auto":
+        return _fastest(operation, rejected, device, strict=strict)
+    if requested in rejected:
+        raise BackendError(f"{operation}: backend {requested!r} cannot run: {rejected[requested]}")
+    return Choice(operation, requested, "asked for by name")
+
+
+def _fastest(operation: str, rejected: Mapping[str, str], device: torch.device, *, strict: bool) -> Choice:
+    order = FASTEST_FIRST if device.type == "cuda" else FASTEST_FIRST[1:]
+    left = [backend for backend in order if backend not in rejected]
+    if not left or (strict and left[0] != order[0]):
+        reasons = "; ".join(f"{backend}: {why}" for backend, why in rejected.items())
+        raise BackendError(f"{operation}: no backend may serve this call ({reasons})")
+    return Choice(operation, left[0], f"fastest that runs on {device.type}", rejected)
