@@ -1,9 +1,10 @@
 """What one call of an operation costs, whoever runs it: floating point operations and bytes moved.
 
-Torch-free: `blocks/*/spec.py` and `profiles/` read the same functions that the kernels register as FLOP formulas, so that
-one number has one home. Conventions, for every operation:
+Torch-free: `blocks/*/spec.py` and `profiles/` read the same functions that the kernels register as FLOP formulas, so
+that one number has one home. Conventions, for every operation:
 
-- a multiply-add counts as two FLOPs, and only matrix products and convolutions count: elementwise work is paid in bytes;
+- a multiply-add counts as two FLOPs, and only matrix products and convolutions count; elementwise work is paid in
+  bytes;
 - FLOPs are those the algorithm really runs, so a chunked form counts the dense tiles inside a chunk;
 - bytes are the least a machine must move: every input read once, every output written once, plus what the algorithm
   spills between its kernels.

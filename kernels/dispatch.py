@@ -1,8 +1,8 @@
 """Which implementation serves a call, and why.
 
-Every operation offers up to three: `reference` (the formula, any precision), `torch` (matrix products in plain torch) and
-`triton` (the GPU). The caller says `auto`, or names one. A named backend is honoured or refused, never replaced; `auto`
-takes the fastest that can run here, and `strict` turns a silent second choice into an error.
+Every operation offers up to three: `reference` (the formula, any precision), `torch` (matrix products in plain torch)
+and `triton` (the GPU). The caller says `auto`, or names one. A named backend is honoured or refused, never replaced;
+`auto` takes the fastest that can run here, and `strict` turns a silent second choice into an error.
 """
 
 from collections.abc import Mapping

@@ -10,7 +10,8 @@
     ├── BackendError (RuntimeError)      the kernel that was asked for cannot run here
     └── MeasurementError (RuntimeError)  a measurement that could not be taken
 
-Catch `ArchcompassError` to catch them all. Messages name the field, the value and the rule, and the nearest right value.
+Catch `ArchcompassError` to catch them all. Messages name the field, the value and the rule, and the nearest right
+value.
 """
 
 from collections.abc import Iterable
