@@ -1,0 +1,184 @@
+"""`attention`: softmax attention behind one name, with the backend and its reason."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from archcompass.errors import InputError
+from archcompass.kernels.attention.cost import check_visibility
+from archcompass.kernels.attention.pieces import Visibility
+from archcompass.kernels.attention.reference import attention_mask, attention_reference
+from archcompass.kernels.attention.torch_op import attention_pieces
+from archcompass.kernels.dispatch import Choice, choose
+
+SDPA_REASON = "torch's fused attention serves this call; our kernel has not been measured against it yet"
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool = True,
+    window: int | None = None,
+    chunk: int | None = None,
+    sinks: Tensor | None = None,
+    soft_cap: float | None = None,
+    scale: float | None = None,
+    padding: Tensor | None = None,
+    key_offset: int = 0,
+    cu_seqlens: Tensor | None = None,
+    return_lse: bool = False,
+    backend: str = "auto",
+    strict: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """softmax(scale q kᵀ) v over the keys each query sees; a query that sees none gives zeros.
+
+    The queries are the last `new` positions of the keys, so one call serves whole prompts (new == keys), further
+    segments (new < keys) and single steps (new == 1).
+
+    Args:
+        q: [batch, new, heads, D].
+        k, v: [batch, keys, kv_heads, D] and [batch, keys, kv_heads, Dv]; kv_heads divides heads.
+        causal: a query sees no later key.
+        window: a query sees only its last `window` keys, itself included.
+        chunk: a query sees only keys of its own chunk of `chunk` positions, counted from absolute position 0 (Llama 4).
+        sinks: [heads], a logit per head that joins the softmax and has no value (gpt-oss).
+        soft_cap: scores become soft_cap * tanh(score / soft_cap) (Gemma 2).
+        scale: D ** -0.5 when None.
+        padding: [batch] integers, the left padding of each row; those keys are invisible, and those queries zero.
+        key_offset: absolute position of key 0, for caches that dropped old keys; chunks are counted with it.
+        cu_seqlens: [sequences + 1] integers from 0 to new: batch 1 holds sequences packed end to end, blind to each
+            other. Needs new == keys.
+        return_lse: also return the log of the softmax's denominator, sink included: [batch, new, heads], at least
+            float32; minus infinity where nothing is seen. No gradient flows through it.
+        backend: "auto", "reference", "torch" or "triton".
+        strict: with "auto", refuse to fall back from the fastest backend.
+
+    Returns:
+        [batch, new, heads, Dv], or that and the log-sum-exp.
+
+    Raises:
+        InputError: shapes or settings that do not fit together.
+        BackendError: the backend asked for cannot serve this call.
+    """
+    _check(q, k, v, sinks, padding, cu_seqlens)
+    check_visibility(causal, window, chunk, key_offset)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    see = Visibility(causal, window, chunk, key_offset, scale, soft_cap)
+    special = return_lse or any(x is not None for x in (sinks, soft_cap, padding, cu_seqlens))
+    plain = not special and _plain(q, k, see)
+    choice = _choose(q, plain, backend, strict)
+    if q.device.type == "meta":
+        out, lse = _meta(q, k, v, scale, return_lse)
+    elif choice.backend == "reference":
+        out, lse = _reference(q, k, v, see, sinks, padding, cu_seqlens)
+    elif plain:
+        return _sdpa(q, k, v, see)
+    else:
+        out, lse = attention_pieces(q, k, v, sinks, padding, cu_seqlens, see)
+    return (out, lse.detach()) if return_lse else out
+
+
+def explain(
+    q: Tensor,
+    k: Tensor,
+    *,
+    causal: bool = True,
+    window: int | None = None,
+    chunk: int | None = None,
+    key_offset: int = 0,
+    special: bool = False,
+    backend: str = "auto",
+    strict: bool = False,
+) -> Choice:
+    """Which implementation `attention` takes for such tensors, and why.
+
+    `special` says that the call has sinks, a soft cap, padding, packed sequences or asks for the log-sum-exp.
+    """
+    see = Visibility(causal, window, chunk, key_offset, 1.0, None)
+    return _choose(q, not special and _plain(q, k, see), backend, strict)
+
+
+def _choose(q: Tensor, plain: bool, backend: str, strict: bool) -> Choice:
+    if backend == "auto" and plain and q.device.type == "cuda":
+        return Choice("attention", "torch", SDPA_REASON)
+    return choose("attention", backend, q.device, refusals={"triton": "not written yet"}, strict=strict)
+
+
+def _plain(q: Tensor, k: Tensor, see: Visibility) -> bool:
+    """Whether one call of SDPA without a mask says it all: a causal square, or queries that see every key."""
+    new, keys = q.shape[1], k.shape[1]
+    if new == 0 or keys == 0 or new > keys:
+        return False
+    reach = min(keys if see.window is None else see.window, keys if see.chunk is None else see.chunk)
+    one_chunk = see.chunk is None or see.key_offset % see.chunk + keys <= see.chunk
+    whole = one_chunk and reach >= keys
+    return whole and (not see.causal or new in (1, keys))
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, see: Visibility) -> Tensor:
+    group, new = q.shape[2] // k.shape[2], q.shape[1]
+    k, v = k.transpose(1, 2), v.transpose(1, 2)
+    if new == 1:
+        # A step's heads become query rows of their key-value head, which reads each key once and not once per head.
+        rows = q.view(q.shape[0], k.shape[1], group, -1) if q.is_contiguous() else q[:, 0].unflatten(1, (-1, group))
+        return scaled_dot_product_attention(rows, k, v, scale=see.scale).flatten(1, 2).unsqueeze(1)
+    causal = see.causal and new > 1
+    out = scaled_dot_product_attention(q.transpose(1, 2), k, v, is_causal=causal, scale=see.scale, enable_gqa=group > 1)
+    return out.transpose(1, 2)
+
+
+def _meta(q: Tensor, k: Tensor, v: Tensor, scale: float, return_lse: bool) -> tuple[Tensor, Tensor]:
+    """Shapes only, by one dense call that torch's counter sees (`dense_flops`): masks change neither."""
+    heads = (x.transpose(1, 2) for x in (q, k, v))
+    out = scaled_dot_product_attention(*heads, scale=scale, enable_gqa=q.shape[2] > k.shape[2]).transpose(1, 2)
+    wide = torch.promote_types(q.dtype, torch.float32)
+    return out, q.new_empty(q.shape[:3], dtype=wide) if return_lse else out
+
+
+def _reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    see: Visibility,
+    sinks: Tensor | None,
+    padding: Tensor | None,
+    cu_seqlens: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    visible = attention_mask(
+        q.shape[1],
+        k.shape[1],
+        causal=see.causal,
+        window=see.window,
+        chunk=None if cu_seqlens is not None else see.chunk,
+        padding=padding,
+        key_offset=see.key_offset,
+        device=q.device,
+    )
+    if cu_seqlens is not None:
+        position = torch.arange(q.shape[1], device=q.device)
+        sequence = torch.searchsorted(cu_seqlens.to(torch.int64), position, right=True)
+        visible = visible & (sequence[:, None] == sequence)
+        if see.chunk is not None:
+            within = (position - cu_seqlens.to(torch.int64)[sequence - 1] + see.key_offset) // see.chunk
+            visible = visible & (within[:, None] == within)
+    return attention_reference(q, k, v, visible, sinks=sinks, soft_cap=see.soft_cap, scale=see.scale)
+
+
+def _check(
+    q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, padding: Tensor | None, cu_seqlens: Tensor | None
+) -> None:
+    shapes = f"q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}"
+    if not (q.ndim == k.ndim == v.ndim == 4):
+        raise InputError(f"{shapes}: attention takes [batch, time, heads, dim]")
+    if q.shape[0] != k.shape[0] or k.shape[:3] != v.shape[:3] or q.shape[3] != k.shape[3]:
+        raise InputError(f"{shapes}: batch, keys, kv_heads and the width of q and k must agree")
+    if k.shape[2] == 0 or q.shape[2] % k.shape[2]:
+        raise InputError(f"{q.shape[2]} heads over {k.shape[2]} kv_heads: kv_heads must divide heads")
+    if sinks is not None and sinks.shape != (q.shape[2],):
+        raise InputError(f"sinks has shape {list(sinks.shape)}; it holds one logit per head: [{q.shape[2]}]")
+    if padding is not None and padding.shape != (q.shape[0],):
+        raise InputError(f"padding has shape {list(padding.shape)}; it holds one count per row: [{q.shape[0]}]")
+    if cu_seqlens is not None and (q.shape[0] != 1 or q.shape[1] != k.shape[1] or padding is not None):
+        raise InputError(f"{shapes} with cu_seqlens: packed sequences are one row, as many queries as keys, no padding")

@@ -1,0 +1,11 @@
+"""What a rotary embedding costs: no matrix product, so bytes only. Torch-free."""
+
+from archcompass.kernels.cost import Cost
+
+
+def rotate_cost(*, batch: int, time: int, heads: int, head_dim: int, rotary_dim: int, element_bytes: int) -> Cost:
+    """Every head read and written once, and one cosine and one sine (float32) per position and pair."""
+    return Cost(
+        flops=0,
+        activation_bytes=2 * batch * time * heads * head_dim * element_bytes + time * rotary_dim * 4,
+    )
