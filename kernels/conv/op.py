@@ -1,0 +1,153 @@
+"""The public face of the causal depthwise convolution: checks, choice of backend, registration with torch."""
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from archcompass.errors import InputError
+from archcompass.kernels.conv import chunked
+from archcompass.kernels.conv.cost import causal_conv_cost
+from archcompass.kernels.conv.reference import reference
+from archcompass.kernels.dispatch import Backend, Choice, choose
+from archcompass.kernels.packing import sequence_spans
+
+OPERATION = "causal_conv"
+
+
+def causal_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    initial_state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    backend: Backend = "auto",
+    strict: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Causal depthwise convolution: y_t = activation(bias + sum_i w_i x_(t - width + 1 + i)), per channel.
+
+    Args:
+        x: [batch, time, channels].
+        weight: [channels, width]; the last column meets the current token.
+        bias: [channels], or None.
+        activation: None, or "silu" applied to the sum before it is rounded to the dtype of x.
+        initial_state: the width - 1 tokens before the first one, oldest first, [batch, width - 1, channels] (one per
+            sequence when packed); None is zeros.
+        cu_seqlens: boundaries of packed sequences, [sequences + 1], from 0 to time; the batch must be 1.
+        backend: "auto", or the implementation to use.
+        strict: with "auto", refuse to fall back from the fastest backend of the device.
+
+    Returns:
+        outputs [batch, time, channels] in the dtype of x, and the state for the next segment, like initial_state.
+
+    Raises:
+        InputError: shapes that do not belong together, or an unknown activation.
+        BackendError: the backend cannot run here.
+    """
+    _check(x, weight, bias, activation, initial_state, cu_seqlens)
+    chosen = explain(x, backend=backend, strict=strict).backend
+    if cu_seqlens is None:
+        before = x.new_zeros(x.shape[0], weight.shape[1] - 1, x.shape[2]) if initial_state is None else initial_state
+        return _dense(x, weight, bias, activation == "silu", before.to(x.dtype), chosen)
+    outputs, states = [x[:, :0]], [x.new_zeros(0, weight.shape[1] - 1, x.shape[2])]
+    for n, (start, end) in enumerate(sequence_spans(cu_seqlens, x.shape[1])):
+        before = states[0].new_zeros(1, *states[0].shape[1:]) if initial_state is None else initial_state[n : n + 1]
+        out, state = _dense(x[:, start:end], weight, bias, activation == "silu", before.to(x.dtype), chosen)
+        outputs.append(out)
+        states.append(state)
+    return torch.cat(outputs, dim=1), torch.cat(states)
+
+
+def explain(x: Tensor, *, backend: Backend = "auto", strict: bool = False) -> Choice:
+    """Which implementation serves a call with this input, and why."""
+    return choose(OPERATION, backend, x.device, refusals={"triton": "no Triton kernel yet"}, strict=strict)
+
+
+def _dense(
+    x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, before: Tensor, backend: str
+) -> tuple[Tensor, Tensor]:
+    """One segment of equally long sequences, and the last width - 1 tokens it leaves."""
+    seen = torch.cat([before, x], dim=1)
+    state = seen[:, x.shape[1] :].clone()
+    if backend == "reference":
+        return reference(x, weight, bias, before, silu), state
+    return causal_conv_op(seen, weight, bias, silu), state
+
+
+@torch.library.custom_op("archcompass::causal_conv", mutates_args=())
+def causal_conv_op(seen: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
+    """The convolution without its state: [batch, width - 1 + time, channels] to [batch, time, channels]."""
+    return chunked.forward(seen, weight, bias, silu)
+
+
+@causal_conv_op.register_fake
+def _(seen: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
+    return seen.new_empty(seen.shape[0], seen.shape[1] - weight.shape[1] + 1, seen.shape[2])
+
+
+def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    seen, weight, bias, ctx.silu = inputs
+    ctx.save_for_backward(seen, weight, bias)
+
+
+def _backward(ctx, grad):  # type: ignore[no-untyped-def]
+    seen, weight, bias = ctx.saved_tensors
+    d_seen, d_weight, d_bias = causal_conv_backward_op(grad, seen, weight, bias, ctx.silu)
+    return d_seen, d_weight, None if bias is None else d_bias, None
+
+
+causal_conv_op.register_autograd(_backward, setup_context=_keep)
+
+
+@torch.library.custom_op("archcompass::causal_conv_backward", mutates_args=())
+def causal_conv_backward_op(
+    grad: Tensor, seen: Tensor, weight: Tensor, bias: Tensor | None, silu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the convolution with respect to `seen`, `weight` and `bias`."""
+    return chunked.backward(grad, seen, weight, bias, silu)
+
+
+@causal_conv_backward_op.register_fake
+def _(grad: Tensor, seen: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(seen), torch.empty_like(weight), weight.new_empty(weight.shape[0])
+
+
+@register_flop_formula(torch.ops.archcompass.causal_conv)  # type: ignore[untyped-decorator]
+def _flops(seen_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:  # type: ignore[no-untyped-def]
+    batch, padded, channels = seen_shape
+    width = weight_shape[1]
+    return causal_conv_cost(
+        batch=batch, new_tokens=padded - width + 1, channels=channels, width=width, element_bytes=1
+    ).flops
+
+
+@register_flop_formula(torch.ops.archcompass.causal_conv_backward)  # type: ignore[untyped-decorator]
+def _backward_flops(grad_shape, seen_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:  # type: ignore[no-untyped-def]
+    return 2 * _flops(seen_shape, weight_shape)
+
+
+def _check(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+) -> None:
+    if activation not in (None, "silu"):
+        raise InputError(f"activation is {activation!r}; choose None or 'silu'")
+    if x.dim() != 3 or weight.dim() != 2 or weight.shape[0] != x.shape[2]:
+        raise InputError(
+            f"x {list(x.shape)} and weight {list(weight.shape)} must be [batch, time, channels] and [channels, width]"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise InputError(f"bias has shape {list(bias.shape)}; it must be {list(weight.shape[:1])}")
+    sequences = x.shape[0]
+    if cu_seqlens is not None:
+        if sequences != 1:
+            raise InputError(f"packed sequences need a batch of 1, not {sequences}")
+        sequences = cu_seqlens.numel() - 1
+    expected = (sequences, weight.shape[1] - 1, x.shape[2])
+    if initial_state is not None and initial_state.shape != expected:
+        raise InputError(f"initial_state has shape {list(initial_state.shape)}; it must be {list(expected)}")

@@ -1,0 +1,162 @@
+"""The public face of RMS normalisation: checks, the residual, choice of backend."""
+
+from typing import overload
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from archcompass.errors import InputError
+from archcompass.kernels.dispatch import Backend, Choice, choose
+from archcompass.kernels.norm.reference import ACTIVATIONS, reference
+
+OPERATION = "rms_norm"
+
+
+@overload
+def rms_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    eps: float,
+    *,
+    residual: None = None,
+    gate: Tensor | None = None,
+    gate_first: bool = True,
+    gate_activation: str = "silu",
+    group_size: int | None = None,
+    unit_offset: bool = False,
+    backend: Backend = "auto",
+    strict: bool = False,
+) -> Tensor: ...
+
+
+@overload
+def rms_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    eps: float,
+    *,
+    residual: Tensor,
+    gate: Tensor | None = None,
+    gate_first: bool = True,
+    gate_activation: str = "silu",
+    group_size: int | None = None,
+    unit_offset: bool = False,
+    backend: Backend = "auto",
+    strict: bool = False,
+) -> tuple[Tensor, Tensor]: ...
+
+
+def rms_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    eps: float,
+    *,
+    residual: Tensor | None = None,
+    gate: Tensor | None = None,
+    gate_first: bool = True,
+    gate_activation: str = "silu",
+    group_size: int | None = None,
+    unit_offset: bool = False,
+    backend: Backend = "auto",
+    strict: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """RMS normalisation of the last dimension: y = x / sqrt(mean(x^2) + eps) * weight.
+
+    Everything after the residual sum is computed in float32 (float64 for float64 inputs) and rounded once, at the end,
+    to the dtype of x; in particular the weight multiplies before the rounding, and the gate is not rounded.
+
+    Args:
+        x: [..., width].
+        weight: [width], or None for none; multiplied as given, or as 1 + weight with `unit_offset` (Gemma).
+        eps: added to the mean of the squares.
+        residual: added to x in the dtype of x before anything else; the sum, rounded, is what is normalised and
+            returned.
+        gate: z, like x.
+        gate_first: normalise x * act(z) (Mamba-2); otherwise normalise x, then multiply by act(z) after the weight
+            (Gated DeltaNet).
+        gate_activation: act, "silu" or "sigmoid".
+        group_size: normalise groups of this many neighbours, each by its own mean; None is the whole width.
+        unit_offset: the weight is stored minus one.
+        backend: "auto", or the implementation to use.
+        strict: with "auto", refuse to fall back from the fastest backend of the device.
+
+    Returns:
+        the normalised x; with a residual, that and residual + x.
+
+    Raises:
+        InputError: shapes that do not belong together, or an unknown activation.
+        BackendError: the backend cannot run here.
+    """
+    _check(x, weight, residual, gate, gate_activation, group_size)
+    choice = explain(x, backend=backend, strict=strict)
+    summed = x if residual is None else residual + x
+    size = group_size or x.shape[-1]
+    if choice.backend == "reference":
+        dtype = sum_dtype(x)
+        wide = [None if t is None else t.to(dtype) for t in (weight, gate)]
+        y = reference(summed.to(dtype), wide[0], eps, wide[1], gate_first, gate_activation, size, unit_offset).to(
+            x.dtype
+        )
+    else:
+        y = _torch(summed, weight, eps, gate, gate_first, gate_activation, size, unit_offset)
+    return y if residual is None else (y, summed)
+
+
+def explain(x: Tensor, *, backend: Backend = "auto", strict: bool = False) -> Choice:
+    """Which implementation serves a call with this input, and why."""
+    return choose(OPERATION, backend, x.device, refusals={"triton": "no Triton kernel yet"}, strict=strict)
+
+
+def sum_dtype(x: Tensor) -> torch.dtype:
+    """Statistics are float32, float64 for float64 inputs."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _torch(
+    x: Tensor,
+    weight: Tensor | None,
+    eps: float,
+    gate: Tensor | None,
+    gate_first: bool,
+    gate_activation: str,
+    group_size: int,
+    unit_offset: bool,
+) -> Tensor:
+    """Plain torch around its own rms_norm, which is one pass over the data."""
+    dtype = sum_dtype(x)
+    scale = None if weight is None else weight.to(dtype)
+    if scale is not None and unit_offset:
+        scale = scale + 1
+    wide = x.to(dtype)
+    opened = None if gate is None else ACTIVATIONS[gate_activation](gate.to(dtype))
+    if opened is not None and gate_first:
+        wide = wide * opened
+    if group_size == x.shape[-1]:
+        y = F.rms_norm(wide, (group_size,), scale, eps)
+    else:
+        y = F.rms_norm(wide.unflatten(-1, (-1, group_size)), (group_size,), None, eps).flatten(-2)
+        y = y if scale is None else y * scale
+    if opened is not None and not gate_first:
+        y = y * opened
+    return y.to(x.dtype)
+
+
+def _check(
+    x: Tensor,
+    weight: Tensor | None,
+    residual: Tensor | None,
+    gate: Tensor | None,
+    gate_activation: str,
+    group_size: int | None,
+) -> None:
+    width = x.shape[-1]
+    if weight is not None and weight.shape != (width,):
+        raise InputError(f"weight has shape {list(weight.shape)}; it must be [{width}], the width of x")
+    for name, other in (("residual", residual), ("gate", gate)):
+        if other is not None and other.shape != x.shape:
+            raise InputError(f"{name} has shape {list(other.shape)}; it must be {list(x.shape)}, that of x")
+    if gate_activation not in ACTIVATIONS:
+        raise InputError(f"gate_activation is {gate_activation!r}; choose {' or '.join(ACTIVATIONS)}")
+    if group_size is not None and (group_size < 1 or width % group_size):
+        raise InputError(f"group_size is {group_size}, which does not divide the width {width}")
