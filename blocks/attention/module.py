@@ -1,0 +1,90 @@
+"""Softmax attention at work. One forward serves prompts, further segments and single steps."""
+
+import torch
+from torch import Tensor, nn
+
+from archcompass.blocks.attention.spec import Attention
+from archcompass.blocks.base import Block
+from archcompass.blocks.norm.module import RMSNormModule
+from archcompass.blocks.norm.spec import RMSNorm
+from archcompass.blocks.rotary import turn
+from archcompass.blocks.runtime import BlockModule, BlockState, Context, GrowingState, Linear
+from archcompass.kernels.attention import attention
+
+
+class AttentionModule(BlockModule):
+    """x [batch, time, width] -> [batch, time, width]; state: key and value [batch, tokens, kv_heads, head_dim]."""
+
+    spec: Attention
+
+    def __init__(self, spec: Attention, width: int) -> None:
+        super().__init__(spec, width)
+        gate = spec.query_width if spec.output_gate else 0
+        self.sections = [spec.query_width + gate, spec.key_width, spec.key_width]
+        self.qkv = Linear(width, sum(self.sections), bias=spec.qkv_bias)
+        self.output = Linear(spec.query_width, width, bias=spec.output_bias)
+        self.query_norm, self.key_norm = self._norm(spec.query_width), self._norm(spec.key_width)
+        self.sinks = nn.Parameter(torch.empty(spec.num_attention_heads)) if spec.sinks else None
+
+    def _norm(self, heads_width: int) -> RMSNormModule | None:
+        if self.spec.qk_norm == "none":
+            return None
+        norm = RMSNorm(eps=self.spec.qk_norm_eps, unit_offset=self.spec.qk_norm_unit_offset)
+        return RMSNormModule(norm, self.spec.head_dim if self.spec.qk_norm == "head" else heads_width)
+
+    def reset_parameters(self) -> None:
+        if self.sinks is not None:
+            nn.init.zeros_(self.sinks)
+
+    def forward(
+        self, x: Tensor, state: BlockState | None = None, context: Context | None = None
+    ) -> tuple[Tensor, BlockState | None]:
+        context = context or Context(past=len(state) if isinstance(state, GrowingState) else 0)
+        query, key, value, gate = self._project(x)
+        query, key = turn(query, self.spec.rope, context), turn(key, self.spec.rope, context)
+        key, value, state, first = self._remember(key, value, state, context)
+        out = attention(
+            query,
+            key,
+            value,
+            window=self.spec.sliding_window,
+            chunk=self.spec.attention_chunk_size,
+            sinks=self.sinks,
+            soft_cap=self.spec.logit_soft_cap,
+            scale=self.spec.scale,
+            padding=None if context.padding is None else (context.padding - first).clamp(min=0),
+            key_offset=first,
+        ).flatten(2)
+        return self.output(out if gate is None else out * gate.sigmoid()), state
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Queries, keys and values [batch, time, heads, head_dim], and the gate [batch, time, query width]."""
+        query, key, value = self.qkv(x).split(self.sections, dim=-1)
+        gate = None
+        if self.spec.output_gate:
+            query, gate = query.chunk(2, dim=-1)
+        if self.spec.qk_norm == "all" and self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm.normalise(query), self.key_norm.normalise(key)
+        query, key, value = (part.unflatten(-1, (-1, self.spec.head_dim)) for part in (query, key, value))
+        if self.spec.qk_norm == "head" and self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm.normalise(query), self.key_norm.normalise(key)
+        return query, key, value, gate
+
+    def _remember(
+        self, key: Tensor, value: Tensor, state: BlockState | None, context: Context
+    ) -> tuple[Tensor, Tensor, BlockState | None, int]:
+        """All keys and values the queries may see, the state that holds them, and the position of the first."""
+        if not context.keep_state and state is None:
+            return key, value, None, 0
+        cache = state if isinstance(state, GrowingState) else GrowingState(self._keep())
+        seen = cache.append(key=key, value=value)
+        return seen["key"], seen["value"], cache, cache.first_position
+
+    def _keep(self) -> int | None:
+        return self.spec.sliding_window or self.spec.attention_chunk_size
+
+
+def build(spec: Block, width: int, layer: int) -> BlockModule:
+    """The module of an attention spec."""
+    assert isinstance(spec, Attention)
+    return AttentionModule(spec, width)

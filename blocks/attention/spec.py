@@ -1,0 +1,177 @@
+"""Softmax attention: multi-head, grouped-query (Ainslie et al., arXiv 2305.13245) and multi-query, full or windowed.
+
+    out = softmax(q kᵀ · scale) v,   q, k turned by position,   every group of heads shares one key and value head.
+
+The state is keys and values of every token a later query may see.
+"""
+
+from typing import Literal, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from archcompass.blocks.base import Block, Live, Op, Parameters, StateTensor, Step, Traits, gemm, pointwise
+from archcompass.blocks.rope import Rope
+from archcompass.errors import SpecError
+from archcompass.kernels.attention.cost import attention_cost
+
+
+class Attention(Block):
+    """Grouped-query attention.
+
+    Attributes:
+        num_attention_heads: query heads (H).
+        num_key_value_heads: key and value heads; divides the query heads.
+        head_dim: channels of a head (D); not tied to hidden_size.
+        rope: rotary positions, or None for no position at all (NoPE).
+        sliding_window: a query sees this many keys back, itself included; None sees all.
+        attention_chunk_size: a query sees its own absolute block of this many positions only (Llama 4).
+        qk_norm: RMSNorm on queries and keys, over each head or over all heads together.
+        qk_norm_eps: its epsilon.
+        qk_norm_unit_offset: its weight is stored as the distance from one.
+        qkv_bias, output_bias: biases of the projections.
+        sinks: a learned logit per head that joins the softmax and is dropped (gpt-oss).
+        logit_soft_cap: cap · tanh(logit / cap) before the softmax (Gemma 2).
+        scale: of the logits; None is head_dim^-0.5.
+        output_gate: output · sigmoid(gate), the gate projected beside the queries (Qwen3-Next).
+    """
+
+    label = "attention"
+    kind: Literal["attention"] = "attention"
+    num_attention_heads: PositiveInt
+    num_key_value_heads: PositiveInt
+    head_dim: PositiveInt
+    rope: Rope | None = Field(default_factory=Rope)
+    sliding_window: PositiveInt | None = None
+    attention_chunk_size: PositiveInt | None = None
+    qk_norm: Literal["none", "head", "all"] = "none"
+    qk_norm_eps: PositiveFloat = 1e-6
+    qk_norm_unit_offset: bool = False
+    qkv_bias: bool = False
+    output_bias: bool = False
+    sinks: bool = False
+    logit_soft_cap: PositiveFloat | None = None
+    scale: PositiveFloat | None = None
+    output_gate: bool = False
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        heads, groups = self.num_attention_heads, self.num_key_value_heads
+        if heads % groups:
+            divisors = [n for n in range(1, heads + 1) if heads % n == 0]
+            best = min(divisors, key=lambda n: abs(n - groups))
+            raise SpecError(
+                f"num_key_value_heads ({groups}) must divide num_attention_heads ({heads}); nearest: {best}"
+            )
+        if self.sliding_window and self.attention_chunk_size:
+            raise SpecError("sliding_window and attention_chunk_size exclude each other; keep one")
+        if self.rope is not None:
+            self.rope.rotary_dim(self.head_dim)
+        return self
+
+    @property
+    def query_width(self) -> int:
+        """Channels of all query heads."""
+        return self.num_attention_heads * self.head_dim
+
+    @property
+    def key_width(self) -> int:
+        """Channels of all key heads."""
+        return self.num_key_value_heads * self.head_dim
+
+    @property
+    def traits(self) -> Traits:
+        window = self.sliding_window or self.attention_chunk_size
+        return Traits(
+            role="mixer",
+            mixes_time=True,
+            bounded_state=window is not None,
+            exact_recall=window is None,
+            window=window,
+            subquadratic=window is not None,
+        )
+
+    def parameters(self, width: int) -> Parameters:
+        gate = self.query_width if self.output_gate else 0
+        inward = width * (self.query_width + gate + 2 * self.key_width)
+        vector = self.num_attention_heads if self.sinks else 0
+        vector += self.query_width + gate + 2 * self.key_width if self.qkv_bias else 0
+        vector += width if self.output_bias else 0
+        vector += {"none": 0, "head": 2 * self.head_dim, "all": self.query_width + self.key_width}[self.qk_norm]
+        return Parameters(matrix=inward + self.query_width * width, vector=vector)
+
+    def state(self, width: int, context: int) -> list[StateTensor]:
+        kept = self._visible(context)
+        shape = (kept, self.num_key_value_heads, self.head_dim)
+        grows = self.sliding_window is None and self.attention_chunk_size is None
+        return [StateTensor(name=name, shape=shape, dtype="cache", grows=grows) for name in ("key", "value")]
+
+    def work(self, width: int, step: Step) -> list[Op]:
+        rows, gate = step.tokens, self.query_width if self.output_gate else 0
+        turned = rows * (self.query_width + self.key_width)
+        return [
+            gemm(step, "qkv projection", rows, width, self.query_width + gate + 2 * self.key_width),
+            *([pointwise(step, "rotary", turned)] if self.rope else []),
+            *([pointwise(step, "query-key norm", turned)] if self.qk_norm != "none" else []),
+            self._core(step),
+            *([pointwise(step, "output gate", rows * gate, reads=2)] if gate else []),
+            gemm(step, "output projection", rows, self.query_width, width),
+        ]
+
+    def live(self, width: int, step: Step) -> Live:
+        projected = step.tokens * (2 * self.query_width + 2 * self.key_width) * step.element_bytes
+        saved = projected + step.tokens * self.query_width * step.element_bytes
+        return Live(peak_bytes=projected + step.tokens * width * step.element_bytes, saved_bytes=saved * step.training)
+
+    def _visible(self, context: int) -> int:
+        """Keys kept once `context` tokens were seen."""
+        if self.sliding_window is not None:
+            return min(context, self.sliding_window)
+        if self.attention_chunk_size is not None:
+            return min(context, self.attention_chunk_size)
+        return context
+
+    def _core(self, step: Step) -> Op:
+        """Scores, softmax and the weighted sum; shape is (batch, heads, key heads, new tokens, keys, head_dim)."""
+        past = self._visible(step.past_tokens)
+        cost = attention_cost(
+            batch=step.batch,
+            new_tokens=step.new_tokens,
+            keys=past + step.new_tokens,
+            heads=self.num_attention_heads,
+            kv_heads=self.num_key_value_heads,
+            key_dim=self.head_dim,
+            value_dim=self.head_dim,
+            window=self.sliding_window,
+            chunk=self.attention_chunk_size,
+            element_bytes=step.element_bytes,
+        )
+        passes = 3 if step.training else 1
+        cached = sum(tensor.bytes(step) for tensor in self.state(0, past + step.new_tokens)) * step.batch
+        return Op(
+            kind="attention",
+            name="attention",
+            flops=float(cost.flops * passes),
+            state_bytes=cached * passes,
+            activation_bytes=float(cost.activation_bytes * passes),
+            shape=(
+                step.batch,
+                self.num_attention_heads,
+                self.num_key_value_heads,
+                step.new_tokens,
+                past + step.new_tokens,
+                self.head_dim,
+            ),
+            compute=step.activations,
+        )
+
+    @classmethod
+    def tiny(cls) -> list[Self]:
+        base = {"num_attention_heads": 4, "head_dim": 16}
+        options: list[dict[str, object]] = [
+            {"num_key_value_heads": 4},
+            {"num_key_value_heads": 1, "qk_norm": "head", "qkv_bias": True, "output_bias": True},
+            {"num_key_value_heads": 2, "sliding_window": 5, "rope": Rope(partial_rotary_factor=0.5), "sinks": True},
+            {"num_key_value_heads": 2, "attention_chunk_size": 4, "qk_norm": "all", "rope": Rope(interleaved=True)},
+            {"num_key_value_heads": 4, "rope": None, "logit_soft_cap": 5.0, "output_gate": True, "scale": 0.5},
+        ]
+        return [cls.model_validate(base | option) for option in options]

@@ -1,0 +1,424 @@
+"""The block contract: what every block says about itself, without torch.
+
+A block is a frozen description of one part of a network. It knows its parameters, its state, its work and its traits, and
+it can build the `nn.Module` that does that work. The width it acts on is the model's, so it is handed in and never stored.
+
+Conventions. A multiply-add counts as two FLOPs. `Op.flops` counts matrix products and convolutions only, as torch's
+counter does; elementwise work is paid in bytes. Attention counts the query-key pairs it may see, so a causal prompt costs
+about half its square. Training counts forward and backward, three times the forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_serializer,
+)
+
+from archcompass.blocks.precision import BF16, DTYPE_BYTES, Precision
+from archcompass.errors import SpecError, UnknownNameError, nearest
+
+if TYPE_CHECKING:
+    from archcompass.blocks.runtime import BlockModule
+
+OpKind = Literal[
+    "gemm",
+    "grouped_gemm",
+    "attention",
+    "scan",
+    "delta_rule",
+    "selective_scan",
+    "conv",
+    "pointwise",
+    "gather",
+    "collective",
+]
+
+Role = Literal["mixer", "channel", "norm", "embedding", "head", "model"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One forward call of a model, as far as its cost goes.
+
+    A prefill is `new_tokens = prompt, past_tokens = 0`; a decode step is `new_tokens = 1, past_tokens = context`.
+
+    Attributes:
+        batch: sequences computed together.
+        new_tokens: tokens per sequence that enter.
+        past_tokens: tokens per sequence that the state already holds.
+        training: forward and backward, no state kept.
+        precision: storage of weight matrices. Norms, biases, routers, decays and the embedding stay in `activations`.
+        cache_precision: storage of caches that grow with context. Recurrent state is float32 whatever this says.
+        activations: dtype of activations and of weights that are not quantised.
+        logits_to_keep: positions whose logits are computed; 0 means all of them.
+    """
+
+    batch: int = 1
+    new_tokens: int = 1
+    past_tokens: int = 0
+    training: bool = False
+    precision: Precision = BF16
+    cache_precision: Precision = BF16
+    activations: Literal["fp32", "bf16", "fp16"] = "bf16"
+    logits_to_keep: int = 1
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that enter in the whole batch."""
+        return self.batch * self.new_tokens
+
+    @property
+    def context(self) -> int:
+        """Tokens per sequence that the state holds after the step."""
+        return self.past_tokens + self.new_tokens
+
+    @property
+    def element_bytes(self) -> int:
+        """Bytes of one activation."""
+        return DTYPE_BYTES[self.activations]
+
+
+class Op(NamedTuple):
+    """Work that one kernel does.
+
+    Attributes:
+        kind: what a machine runs; efficiencies are measured per kind.
+        name: which part of the block this is, for reports.
+        flops: floating point operations (see the module's conventions).
+        weight_bytes: weights read, as stored.
+        state_bytes: caches and recurrent state read and written.
+        activation_bytes: activations read and written.
+        shape: sizes that decide the efficiency; (rows, inner, columns) of a matrix product, and for the others what their
+            cost function documents.
+        compute: dtype of the multiplications.
+        count: how often it runs, in sequence.
+    """
+
+    kind: OpKind
+    name: str
+    flops: float
+    weight_bytes: float = 0
+    state_bytes: float = 0
+    activation_bytes: float = 0
+    shape: tuple[int, ...] = ()
+    compute: str = "bf16"
+    count: int = 1
+
+    @property
+    def bytes(self) -> float:
+        """All bytes that one run moves."""
+        return self.weight_bytes + self.state_bytes + self.activation_bytes
+
+    def times(self, count: int) -> Op:
+        """The same work, `count` times as often."""
+        return self._replace(count=self.count * count)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameters:
+    """Numbers a block learns, counted so that memory, speed and the labs' figures can all be read off.
+
+    Attributes:
+        matrix: elements of weight matrices, which a quantiser may shrink.
+        vector: elements that stay in high precision: norms, biases, routers, convolutions, decays.
+        idle: elements of `matrix` (and `vector`, for experts with biases) that one token does not touch: its routed
+            experts that were not chosen.
+        table: elements of an input embedding that is not also the head: a lookup, not a product.
+        head: elements of the output head.
+    """
+
+    matrix: int = 0
+    vector: int = 0
+    idle: int = 0
+    table: int = 0
+    head: int = 0
+
+    @property
+    def total(self) -> int:
+        """All elements. Tied weights count once."""
+        return self.matrix + self.vector + self.table + self.head
+
+    @property
+    def active(self) -> int:
+        """Elements that one token's products touch: total less idle experts, less the untied input table."""
+        return self.total - self.idle - self.table
+
+    @property
+    def active_with_table(self) -> int:
+        """Active elements, the input table included: the convention of Mixtral, Qwen3 and Kimi K2."""
+        return self.total - self.idle
+
+    @property
+    def active_without_embeddings(self) -> int:
+        """Active elements without input table and head: the convention of MiniMax, GLM and Qwen3-Next."""
+        return self.active - self.head
+
+    def __add__(self, other: Parameters) -> Parameters:
+        return Parameters(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+
+    def __mul__(self, times: int) -> Parameters:
+        return Parameters(**{f.name: getattr(self, f.name) * times for f in fields(self)})
+
+    def bytes(self, precision: Precision, high_bytes: int = 2) -> float:
+        """Bytes of the stored weights: matrices in `precision`, the rest in `high_bytes` each.
+
+        The embedding table and the head stay in high precision, as quantised checkpoints are published.
+        """
+        high = self.vector + self.table + self.head
+        return precision.bytes(self.matrix) + high * high_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateTensor:
+    """One tensor that lives between steps, for one sequence.
+
+    Attributes:
+        name: as the module's state calls it.
+        shape: without the batch axis.
+        dtype: "cache" for what follows the cache's precision, else a fixed dtype.
+        grows: whether it is longer for a longer context.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Literal["cache", "fp32", "activations"]
+    grows: bool
+
+    @property
+    def elements(self) -> int:
+        product = 1
+        for size in self.shape:
+            product *= size
+        return product
+
+    def bytes(self, step: Step) -> float:
+        """Bytes of this tensor for one sequence, at the precisions of `step`."""
+        if self.dtype == "cache":
+            return step.cache_precision.bytes(self.elements)
+        return self.elements * (4 if self.dtype == "fp32" else step.element_bytes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Live:
+    """Activation memory of one forward call.
+
+    Attributes:
+        peak_bytes: the most that is alive at once inside the block, without its input and without its state.
+        saved_bytes: what autograd keeps for the backward pass, without the block's input. 0 unless training.
+    """
+
+    peak_bytes: float = 0
+    saved_bytes: float = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traits:
+    """What rules may ask of a block without knowing its name.
+
+    Attributes:
+        role: its place in a layer.
+        mixes_time: reads other positions.
+        bounded_state: the state stays the same size however long the context.
+        exact_recall: can look up any earlier token exactly (what copying needs).
+        window: positions it can see back, when that is bounded by construction.
+        subquadratic: prefill cost grows slower than the square of the prompt.
+        sparse_activation: one token touches a part of the parameters.
+    """
+
+    role: Role
+    mixes_time: bool = False
+    bounded_state: bool = True
+    exact_recall: bool = False
+    window: int | None = None
+    subquadratic: bool = True
+    sparse_activation: bool = False
+
+
+class Block(BaseModel):
+    """One part of a network: frozen, keyword-only, unknown keys refused.
+
+    A subclass gives `kind: Literal["name"] = "name"` and is registered under that name.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    label: ClassVar[str] = ""
+    """What a person calls it: "grouped-query attention"."""
+
+    kind: str
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        kind = cls.model_fields["kind"].default
+        if not isinstance(kind, str):
+            return
+        known = BLOCKS.get(kind)
+        if known is not None and known.__module__ != cls.__module__:
+            raise TypeError(f"block kind {kind!r} is defined twice: {known.__module__} and {cls.__module__}")
+        BLOCKS[kind] = cls
+
+    @model_serializer(mode="wrap")
+    def _with_kind(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """`kind` is a default, yet no reader can do without it: it is written even where defaults are left out."""
+        return {"kind": self.kind, **handler(self)}
+
+    @property
+    def traits(self) -> Traits:
+        """What rules may ask of this block."""
+        raise TypeError(f"{type(self).__name__} does not state its traits")
+
+    def parameters(self, width: int) -> Parameters:
+        """Learned numbers at `width` channels."""
+        raise TypeError(f"{type(self).__name__} does not state its parameters")
+
+    def work(self, width: int, step: Step) -> list[Op]:
+        """What the machine runs in one call."""
+        raise TypeError(f"{type(self).__name__} does not state its work")
+
+    def state(self, width: int, context: int) -> list[StateTensor]:
+        """Tensors that live between steps once `context` tokens have been seen, for one sequence."""
+        return []
+
+    def live(self, width: int, step: Step) -> Live:
+        """Activation memory of one call; every product's output is kept for the backward pass unless a block knows better."""
+        operations = self.work(width, step)
+        largest = max((op.activation_bytes for op in operations), default=0)
+        saved = sum(op.activation_bytes * op.count for op in operations) if step.training else 0
+        return Live(peak_bytes=largest, saved_bytes=saved)
+
+    def check(self, width: int) -> None:
+        """Refuses a width this block cannot act on.
+
+        Raises:
+            SpecError: names the field, the value and the rule.
+        """
+
+    def build(self, width: int, layer: int = 0) -> BlockModule:
+        """The `nn.Module`, on torch's current default device and dtype. `layer` is the depth it will stand at."""
+        self.check(width)
+        module = import_module(type(self).__module__.removesuffix("spec") + "module")
+        built: BlockModule = module.build(self, width, layer)
+        return built
+
+    @classmethod
+    def tiny(cls) -> list[Self]:
+        """Small instances that together exercise every option; the contract tests run over them."""
+        raise TypeError(f"{cls.__name__} offers no tiny instances")
+
+
+BLOCKS: dict[str, type[Block]] = {}
+"""Every block class by kind. Filled by `known_blocks`."""
+
+
+@cache
+def known_blocks() -> dict[str, type[Block]]:
+    """All block classes by kind: ours, then those other packages offer under the entry point `archcompass.blocks`."""
+    here = Path(__file__).parent
+    for spec in sorted(here.glob("*/spec.py")):
+        import_module(f"archcompass.blocks.{spec.parent.name}.spec")
+    for point in entry_points(group="archcompass.blocks"):
+        point.load()
+    return dict(sorted(BLOCKS.items()))
+
+
+def block_class(kind: str) -> type[Block]:
+    """The block class called `kind`; imports only its own file when it is one of ours.
+
+    Raises:
+        UnknownNameError: no block is called so; lists the nearest kinds.
+    """
+    if kind not in BLOCKS and kind not in known_blocks():
+        raise UnknownNameError("block kind", kind, known_blocks())
+    return BLOCKS[kind]
+
+
+def _resolve(value: Any, _handler: ValidatorFunctionWrapHandler) -> Block:
+    if isinstance(value, Block):
+        return value
+    if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
+        raise SpecError(f"a block is a mapping with a 'kind'; got {str(value)[:80]!r}")
+    found = block_class(value["kind"])
+    try:
+        return found.model_validate(value)
+    except ValidationError as error:
+        raise explain(error, fields=found.model_fields) from error
+
+
+AnyBlock = Annotated[SerializeAsAny[Block], WrapValidator(_resolve)]
+"""A field that holds any registered block, parsed by its `kind`."""
+
+
+def gemm(step: Step, name: str, rows: int, inner: int, columns: int, *, quantised: bool = True, count: int = 1) -> Op:
+    """A matrix product of `rows` activations with a weight [inner, columns]; three products when training."""
+    passes = 3 if step.training else 1
+    weight_bits = step.precision.bits if quantised else step.element_bytes * 8
+    return Op(
+        kind="gemm",
+        name=name,
+        flops=2.0 * rows * inner * columns * passes,
+        weight_bytes=inner * columns * weight_bits / 8 * passes,
+        activation_bytes=float(rows * (inner + columns) * step.element_bytes * passes),
+        shape=(rows, inner, columns),
+        compute=step.precision.compute if quantised and step.activations != "fp32" else step.activations,
+        count=count,
+    )
+
+
+def pointwise(step: Step, name: str, elements: float, *, reads: int = 1, writes: int = 1, count: int = 1) -> Op:
+    """Elementwise work over `elements` numbers: no FLOPs, only bytes."""
+    passes = 3 if step.training else 1
+    moved = elements * (reads + writes) * step.element_bytes * passes
+    return Op(
+        "pointwise", name, 0.0, activation_bytes=moved, shape=(int(elements),), compute=step.activations, count=count
+    )
+
+
+def explain(error: ValidationError, where: str = "", fields: Iterable[str] = ()) -> SpecError:
+    """One line for a person, from pydantic's report: the place, the value, the rule, the nearest field when one is unknown."""
+    first = error.errors()[0]
+    path = ".".join(str(part) for part in first["loc"])
+    place = ": ".join(part for part in (where, path) if part)
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        close = nearest(str(first["loc"][-1]), fields, count=1)
+        return SpecError(f"{place} is not a field here" + (f"; did you mean {close[0]!r}?" if close else ""))
+    if first["type"] == "missing":
+        return SpecError(f"{place} is missing")
+    if first["type"] == "value_error":
+        return SpecError(f"{place}: {message}" if place else message)
+    return SpecError(f"{place} is {repr(first['input'])[:80]}: {message}")
+
+
+__all__ = [
+    "BLOCKS",
+    "AnyBlock",
+    "Block",
+    "Live",
+    "Op",
+    "OpKind",
+    "Parameters",
+    "Role",
+    "StateTensor",
+    "Step",
+    "Traits",
+    "block_class",
+    "explain",
+    "gemm",
+    "known_blocks",
+    "pointwise",
+]

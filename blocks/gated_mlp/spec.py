@@ -1,0 +1,64 @@
+"""Multilayer perceptrons: gated (Shazeer, arXiv 2002.05202) and plain.
+
+gated:  y = (act(x W_gate) ⊙ x W_up) W_down          plain:  y = act(x W_up) W_down
+"""
+
+from typing import Literal, Self
+
+from pydantic import PositiveInt
+
+from archcompass.blocks.activations import Activation
+from archcompass.blocks.base import Block, Live, Op, Parameters, Step, Traits, gemm, pointwise
+
+
+class GatedMLP(Block):
+    """A dense channel mixer.
+
+    Attributes:
+        intermediate_size: hidden channels (I).
+        hidden_act: the nonlinearity.
+        gated: multiply by a second projection (SwiGLU and its kin); plain otherwise.
+        bias: biases on all projections.
+        gate_multiplier, down_multiplier: constants on the gate before its nonlinearity and on the output (Falcon-H1).
+    """
+
+    label = "gated MLP"
+    kind: Literal["gated_mlp"] = "gated_mlp"
+    intermediate_size: PositiveInt
+    hidden_act: Activation = "silu"
+    gated: bool = True
+    bias: bool = False
+    gate_multiplier: float = 1.0
+    down_multiplier: float = 1.0
+
+    @property
+    def inward(self) -> int:
+        """Columns of the first projection."""
+        return self.intermediate_size * (2 if self.gated else 1)
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(role="channel")
+
+    def parameters(self, width: int) -> Parameters:
+        biases = self.inward + width if self.bias else 0
+        return Parameters(matrix=width * (self.inward + self.intermediate_size), vector=biases)
+
+    def work(self, width: int, step: Step) -> list[Op]:
+        rows = step.tokens
+        return [
+            gemm(step, "gate and up projection" if self.gated else "up projection", rows, width, self.inward),
+            pointwise(step, "activation", rows * self.intermediate_size, reads=2 if self.gated else 1),
+            gemm(step, "down projection", rows, self.intermediate_size, width),
+        ]
+
+    def live(self, width: int, step: Step) -> Live:
+        hidden = step.tokens * (self.inward + self.intermediate_size) * step.element_bytes
+        return Live(
+            peak_bytes=hidden + step.tokens * width * step.element_bytes,
+            saved_bytes=(hidden + step.tokens * self.intermediate_size * step.element_bytes) * step.training,
+        )
+
+    @classmethod
+    def tiny(cls) -> list[Self]:
+        return [cls(intermediate_size=48), cls(intermediate_size=32, hidden_act="relu2", gated=False, bias=True)]

@@ -1,0 +1,1 @@
+"""A model: a block made of blocks."""

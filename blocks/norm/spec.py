@@ -1,0 +1,63 @@
+"""RMSNorm (Zhang and Sennrich, arXiv 1910.07467) and LayerNorm (Ba et al., arXiv 1607.06450) over the width.
+
+RMSNorm:    y = x / sqrt(mean(x²) + eps) · weight
+LayerNorm:  y = (x − mean(x)) / sqrt(var(x) + eps) · weight + bias
+"""
+
+from typing import Literal, Self
+
+from pydantic import PositiveFloat
+
+from archcompass.blocks.base import Block, Op, Parameters, Step, Traits, pointwise
+
+
+class Norm(Block):
+    """What every norm has: an epsilon, and work that is paid in bytes alone."""
+
+    eps: PositiveFloat = 1e-6
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(role="norm")
+
+    def work(self, width: int, step: Step) -> list[Op]:
+        return [pointwise(step, "norm", step.tokens * width)]
+
+    @classmethod
+    def tiny(cls) -> list[Self]:
+        return [cls()]
+
+
+class RMSNorm(Norm):
+    """Root-mean-square norm.
+
+    Attributes:
+        unit_offset: the stored weight is the distance from one, y · (1 + weight) (Gemma, Qwen3-Next).
+        multiply_in_fp32: multiply by the weight before the cast back to the activations' dtype (Gemma, gpt-oss).
+        weight: whether there is one at all.
+    """
+
+    label = "RMSNorm"
+    kind: Literal["rms_norm"] = "rms_norm"
+    unit_offset: bool = False
+    multiply_in_fp32: bool = False
+    weight: bool = True
+
+    def parameters(self, width: int) -> Parameters:
+        return Parameters(vector=width if self.weight else 0)
+
+    @classmethod
+    def tiny(cls) -> list[Self]:
+        return [cls(), cls(unit_offset=True, multiply_in_fp32=True), cls(weight=False)]
+
+
+class LayerNorm(Norm):
+    """Layer norm with weight and bias."""
+
+    label = "LayerNorm"
+    kind: Literal["layer_norm"] = "layer_norm"
+    eps: PositiveFloat = 1e-5
+    bias: bool = True
+
+    def parameters(self, width: int) -> Parameters:
+        return Parameters(vector=2 * width if self.bias else width)

@@ -1,0 +1,225 @@
+"""What block modules share: the context of a forward call, and the state that lives between calls.
+
+Layout everywhere: activations [batch, time, width], heads [batch, time, heads, dim], recurrent state in float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from archcompass.blocks.base import Block
+
+
+@dataclass(slots=True)
+class Context:
+    """What a block may know about the forward call it takes part in.
+
+    Attributes:
+        past: tokens per sequence that the state already holds (padding included).
+        padding: [batch] number of padding tokens at the left of each sequence, or None when there are none.
+        keep_state: whether a state is wanted; training needs none.
+        embeddings: [batch, time, width] the model's embeddings, for blocks that look at them again.
+        shared: values that one layer leaves for the ones above it, by name.
+        losses: auxiliary losses that blocks add in training, by name; each already carries its coefficient.
+        tables: tensors computed once per call and used by many layers (rotary tables), by key.
+    """
+
+    past: int = 0
+    padding: Tensor | None = None
+    keep_state: bool = True
+    embeddings: Tensor | None = None
+    shared: dict[str, Tensor] = field(default_factory=dict)
+    losses: dict[str, list[Tensor]] = field(default_factory=dict)
+    tables: dict[object, tuple[Tensor, ...]] = field(default_factory=dict)
+
+    def positions(self, time: int, device: torch.device) -> Tensor:
+        """[batch or 1, time] position of each new token, counted from the first real token of its sequence."""
+        steps = torch.arange(self.past, self.past + time, device=device)
+        if self.padding is None:
+            return steps[None]
+        return (steps[None] - self.padding[:, None]).clamp(min=0)
+
+    def real(self, time: int, device: torch.device) -> Tensor | None:
+        """[batch, time, 1] True where a new token is no padding; None when none can be."""
+        if self.padding is None:
+            return None
+        steps = torch.arange(self.past, self.past + time, device=device)
+        return (steps[None] >= self.padding[:, None])[..., None]
+
+
+class BlockState:
+    """What one block keeps between calls. A forward call updates it in place and returns it; `copy` to keep a branch."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is kept, by name, without spare capacity. Names and shapes are those of the spec's `state`."""
+        raise TypeError(f"{type(self).__name__} does not list its tensors")
+
+    def copy(self) -> BlockState:
+        """An independent state with the same content."""
+        raise TypeError(f"{type(self).__name__} cannot be copied")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is kept, for the whole batch."""
+        return sum(tensor.nbytes for tensor in self.tensors().values())
+
+
+@dataclass(slots=True)
+class FixedState(BlockState):
+    """Tensors of constant size. A subclass is a slotted dataclass whose fields are all tensors."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def copy(self) -> FixedState:
+        return type(self)(**{name: tensor.clone() for name, tensor in self.tensors().items()})
+
+
+class GrowingState(BlockState):
+    """Tensors [batch, tokens, ...] that grow with the context, with room to spare so that a step copies nothing.
+
+    Args:
+        keep: the most tokens that stay; older ones are dropped. None keeps all.
+
+    Attributes:
+        first_position: absolute position of the first token of what `append` last returned.
+    """
+
+    def __init__(self, keep: int | None = None) -> None:
+        self.keep = keep
+        self.first_position = 0
+        self._dropped = 0
+        self._buffers: dict[str, Tensor] = {}
+        self._start = 0
+        self._end = 0
+
+    def __len__(self) -> int:
+        return self._end - self._start
+
+    def append(self, **new: Tensor) -> dict[str, Tensor]:
+        """Adds [batch, time, ...] tensors; returns all that is kept and all that is new, and notes its `first_position`.
+
+        With `keep`, older tokens are dropped only after this call's queries have had their look at them.
+        """
+        time = next(iter(new.values())).shape[1]
+        self._trim()
+        self.first_position = self._dropped
+        if self.keep is not None and time > self.keep:
+            return self._replace(new, time)
+        if not self._buffers:
+            self._allocate(new, time)
+        elif self._end + time > next(iter(self._buffers.values())).shape[1]:
+            self._grow(time)
+        for name, tensor in new.items():
+            self._buffers[name][:, self._end : self._end + time] = tensor
+        self._end += time
+        return {name: buffer[:, self._start : self._end] for name, buffer in self._buffers.items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        self._trim()
+        return {name: buffer[:, self._start : self._end] for name, buffer in self._buffers.items()}
+
+    def copy(self) -> GrowingState:
+        twin = GrowingState(self.keep)
+        twin.first_position, twin._dropped = self.first_position, self._dropped
+        twin._start, twin._end = self._start, self._end
+        twin._buffers = {name: buffer.clone() for name, buffer in self._buffers.items()}
+        return twin
+
+    def _trim(self) -> None:
+        if self.keep is not None and len(self) > self.keep:
+            surplus = len(self) - self.keep
+            self._start += surplus
+            self._dropped += surplus
+
+    def _replace(self, new: dict[str, Tensor], time: int) -> dict[str, Tensor]:
+        """A segment longer than what is kept: seen whole now, stored by its tail only."""
+        kept = len(self)
+        whole = new
+        if kept:
+            old = {name: buffer[:, self._start : self._end] for name, buffer in self._buffers.items()}
+            whole = {name: torch.cat([old[name], tensor], dim=1) for name, tensor in new.items()}
+        self._buffers, self._start, self._end = {}, 0, 0
+        tails = {name: tensor[:, -self.keep :] for name, tensor in new.items()} if self.keep else {}
+        self._dropped += kept + time - (self.keep or 0)
+        if tails:
+            self._allocate(tails, self.keep or 0)
+            for name, tail in tails.items():
+                self._buffers[name][:, : self.keep] = tail
+            self._end = self.keep or 0
+        return whole
+
+    def _allocate(self, new: dict[str, Tensor], time: int) -> None:
+        capacity = _capacity(time if self.keep is None else max(time, 2 * self.keep))
+        for name, tensor in new.items():
+            shape = (tensor.shape[0], capacity, *tensor.shape[2:])
+            self._buffers[name] = tensor.new_empty(shape)
+
+    def _grow(self, time: int) -> None:
+        """Moves what is kept to the front, into larger buffers when it would not fit: amortised, one copy a token."""
+        kept = len(self)
+        for name, buffer in self._buffers.items():
+            capacity = buffer.shape[1]
+            roomy = self.keep is not None and kept + time <= capacity and kept <= self._start
+            target = buffer if roomy else buffer.new_empty(buffer.shape[0], _capacity(kept + time), *buffer.shape[2:])
+            target[:, :kept] = buffer[:, self._start : self._end]
+            self._buffers[name] = target
+        self._start, self._end = 0, kept
+
+
+def _capacity(tokens: int) -> int:
+    """Room for half as many tokens again, in steps of 64."""
+    return -(-(tokens + tokens // 2) // 64) * 64
+
+
+class BlockModule(nn.Module):
+    """A block at work: `forward(x, state) -> (y, state)` serves whole prompts, further segments and single steps.
+
+    Attributes:
+        spec: the description it was built from.
+        width: channels it acts on.
+    """
+
+    def __init__(self, spec: Block, width: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.width = width
+
+    def reset_parameters(self) -> None:
+        """Fills this module's own parameters, not its children's, with the start of a training run."""
+
+    def forward(
+        self, x: Tensor, state: BlockState | None = None, context: Context | None = None
+    ) -> tuple[Tensor, BlockState | None]:
+        """x [batch, time, width] and the state after the earlier tokens -> y [batch, time, width] and the state after these."""
+        raise TypeError(f"{type(self).__name__} has no forward")
+
+
+class Linear(nn.Linear):
+    """torch's linear layer, drawn from N(0, 0.02²) at the start (GPT-2), left empty until `reset_parameters`."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        if bias:
+            self.bias = nn.Parameter(torch.empty(out_features))
+        else:
+            self.register_parameter("bias", None)
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=0.02)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+def initialise(module: nn.Module) -> None:
+    """Fills every parameter with the start of a training run; on `meta` this does nothing."""
+    for child in module.modules():
+        if isinstance(child, BlockModule | Linear):
+            child.reset_parameters()
