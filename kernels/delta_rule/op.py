@@ -1,0 +1,268 @@
+"""The public face of the delta rule: checks, choice of backend, packed sequences."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from archcompass.errors import InputError
+from archcompass.kernels.delta_rule.chunked import delta_rule_chunked, dplr_chunked
+from archcompass.kernels.delta_rule.cost import CHUNK_SIZE, effective_chunk
+from archcompass.kernels.delta_rule.reference import delta_rule_reference, dplr_reference
+from archcompass.kernels.delta_rule.step import delta_rule_step_torch, dplr_step_torch
+from archcompass.kernels.dispatch import Backend, Choice, choose
+from archcompass.kernels.packed import spans
+
+Core = Callable[..., tuple[Tensor, Tensor]]
+
+
+def delta_rule(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_decay: Tensor | None = None,
+    *,
+    scale: float = 1.0,
+    initial_state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    chunk_size: int | None = None,
+    backend: Backend = "auto",
+    strict: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The (gated) delta rule: DeltaNet, Gated DeltaNet and Kimi Delta Attention.
+
+        S_t = (I - β_t k_t k_tᵀ) Diag(exp(g_t)) S_{t-1} + β_t k_t v_tᵀ        o_t = scale · S_tᵀ q_t
+
+    Domain: k of length one (the caller normalises) and beta in [0, 2], else the state may grow without bound; the log
+    decay at most 0 and as strong as one likes. No exponent inside is ever positive. Past -110 a single token forgets
+    everything (-800 in float64); the decay between two tokens of a chunk is exact to |sum of the chunk's log decay|
+    times the rounding of float32.
+
+    Args:
+        q: queries, [batch, time, key_heads, K]; consecutive heads share a key head.
+        k: keys, likewise.
+        v: values, [batch, time, heads, V], heads a multiple of key_heads.
+        beta: strength of each write, [batch, time, heads], 0 to 2.
+        log_decay: g, None (DeltaNet), [batch, time, heads] (Gated DeltaNet) or [batch, time, heads, K] (Kimi Delta
+            Attention).
+        scale: factor of the output. Models that scale queries by K^-0.5 pass it here.
+        initial_state: [batch, heads, K, V] (one per sequence when packed); None is zero.
+        cu_seqlens: boundaries of packed sequences, [sequences + 1], from 0 to time; the batch must be 1.
+        chunk_size: tokens per chunk, a power of two; None takes 64.
+        backend: "auto", or the implementation to use.
+        strict: with "auto", refuse to fall back from the fastest backend of the device.
+
+    Returns:
+        outputs [batch, time, heads, V] in the dtype of v, and the state after the last token of every sequence,
+        [batch or sequences, heads, K, V], float32 (float64 for float64 inputs).
+
+    Raises:
+        InputError: shapes that do not belong together, a positive decay (seen on the CPU only), a chunk that is no
+            power of two.
+        BackendError: the backend cannot run here.
+    """
+    _check_delta(q, k, v, beta, log_decay)
+    chunk = _checked_chunk(chunk_size, v.shape[1])
+    choice = explain(q, backend=backend, strict=strict)
+    run = partial(_delta_core, backend=choice.backend, scale=scale, chunk=chunk)
+    return _over_sequences(run, [q, k, v, beta, log_decay], v, q.shape[3], initial_state, cu_seqlens)
+
+
+def dplr(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    log_decay: Tensor,
+    *,
+    scale: float = 1.0,
+    initial_state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    chunk_size: int | None = None,
+    backend: Backend = "auto",
+    strict: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Diagonal plus low-rank transitions: RWKV-7, and as special cases everything `delta_rule` does.
+
+        S_t = Diag(exp(w_t)) S_{t-1} + b_t (a_tᵀ S_{t-1}) + k_t v_tᵀ        o_t = scale · S_tᵀ q_t
+
+    RWKV-7 passes a = -κ̂ and b = κ̂ ∘ (in-context learning rate). Domain as for `delta_rule`: the transition
+    Diag(exp(w)) + b aᵀ must not be longer than one, else the state grows.
+
+    Args:
+        q, k, a, b: [batch, time, heads, K].
+        v: [batch, time, heads, V].
+        log_decay: w, [batch, time, heads, K], at most 0.
+
+    The remaining arguments, results and errors are those of `delta_rule`.
+    """
+    _check_dplr(q, k, v, a, b, log_decay)
+    chunk = _checked_chunk(chunk_size, v.shape[1])
+    choice = explain_dplr(q, backend=backend, strict=strict)
+    run = partial(_dplr_core, backend=choice.backend, scale=scale, chunk=chunk)
+    return _over_sequences(run, [q, k, v, a, b, log_decay], v, q.shape[3], initial_state, cu_seqlens)
+
+
+def delta_rule_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_decay: Tensor | None = None,
+    *,
+    state: Tensor,
+    scale: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """One token per sequence, for decoding: the recurrence of `delta_rule` without its time axis.
+
+    Args:
+        q: query, [batch, key_heads, K]; k: key, likewise; v: value, [batch, heads, V].
+        beta: [batch, heads].
+        log_decay: None, [batch, heads] or [batch, heads, K].
+        state: [batch, heads, K, V]. With gradients disabled it is overwritten and returned.
+
+    Returns:
+        output [batch, heads, V] in the dtype of v, and the new state.
+    """
+    return delta_rule_step_torch(q, k, v, beta, log_decay, state, scale, inplace=not torch.is_grad_enabled())
+
+
+def dplr_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    log_decay: Tensor,
+    *,
+    state: Tensor,
+    scale: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """One token per sequence of `dplr`, without its time axis: [batch, heads, K] and [batch, heads, V].
+
+    With gradients disabled the state [batch, heads, K, V] is overwritten and returned.
+    """
+    return dplr_step_torch(q, k, v, a, b, log_decay, state, scale, inplace=not torch.is_grad_enabled())
+
+
+def explain(q: Tensor, *, backend: Backend = "auto", strict: bool = False) -> Choice:
+    """Which implementation of `delta_rule` serves a call with these queries, and why."""
+    return choose("delta_rule", backend, q.device, refusals={"triton": "no Triton kernel yet"}, strict=strict)
+
+
+def explain_dplr(q: Tensor, *, backend: Backend = "auto", strict: bool = False) -> Choice:
+    """Which implementation of `dplr` serves a call with these queries, and why."""
+    return choose("dplr", backend, q.device, refusals={"triton": "no Triton kernel yet"}, strict=strict)
+
+
+def _delta_core(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_decay: Tensor | None,
+    *,
+    state: Tensor,
+    backend: str,
+    scale: float,
+    chunk: int,
+) -> tuple[Tensor, Tensor]:
+    if backend == "reference":
+        return delta_rule_reference(q, k, v, beta, log_decay, state, scale)
+    if v.shape[1] == 1:
+        now = [None if x is None else x[:, 0] for x in (q, k, v, beta, log_decay)]
+        out, state = delta_rule_step_torch(*now, state, scale, inplace=False)  # type: ignore[arg-type]
+        return out.unsqueeze(1), state
+    return delta_rule_chunked(q, k, v, beta, log_decay, state, scale, chunk)
+
+
+def _dplr_core(*inputs: Tensor, state: Tensor, backend: str, scale: float, chunk: int) -> tuple[Tensor, Tensor]:
+    q, k, v, a, b, log_decay = inputs
+    if backend == "reference":
+        return dplr_reference(q, k, v, a, b, log_decay, state, scale)
+    if v.shape[1] == 1:
+        q, k, v, a, b, log_decay = (x[:, 0] for x in inputs)
+        out, state = dplr_step_torch(q, k, v, a, b, log_decay, state, scale, inplace=False)
+        return out.unsqueeze(1), state
+    return dplr_chunked(q, k, v, a, b, log_decay, state, scale, chunk)
+
+
+def _over_sequences(
+    run: Core,
+    inputs: Sequence[Tensor | None],
+    v: Tensor,
+    key_dim: int,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Runs the whole batch at once, or packed sequences one after the other."""
+    if cu_seqlens is None:
+        return run(*inputs, state=_first_state(v, key_dim, initial_state, v.shape[0]))
+    if v.shape[0] != 1:
+        raise InputError(f"packed sequences need a batch of 1, not {v.shape[0]}")
+    bounds = spans(cu_seqlens, v.shape[1])
+    state = _first_state(v, key_dim, initial_state, len(bounds))
+    outputs, states = [v[:, :0]], [state[:0]]
+    for n, (start, end) in enumerate(bounds):
+        pieces = [None if x is None else x[:, start:end] for x in inputs]
+        out, last = run(*pieces, state=state[n : n + 1])
+        outputs.append(out)
+        states.append(last)
+    return torch.cat(outputs, dim=1), torch.cat(states)
+
+
+def _first_state(v: Tensor, key_dim: int, initial_state: Tensor | None, sequences: int) -> Tensor:
+    """The state before the first token, in the precision of the recurrence."""
+    dtype = torch.float64 if v.dtype == torch.float64 else torch.float32
+    shape = (sequences, v.shape[2], key_dim, v.shape[3])
+    if initial_state is None:
+        return torch.zeros(shape, dtype=dtype, device=v.device)
+    _same_shape("initial_state", initial_state, shape)
+    return initial_state.to(dtype)
+
+
+def _check_delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None) -> None:
+    if q.dim() != 4 or q.shape != k.shape or v.dim() != 4 or v.shape[:2] != q.shape[:2]:
+        raise InputError(
+            f"q {list(q.shape)}, k {list(k.shape)} and v {list(v.shape)} must be [batch, time, key_heads, K] twice "
+            "and [batch, time, heads, V]"
+        )
+    if v.shape[2] % q.shape[2]:
+        raise InputError(f"v has {v.shape[2]} heads, which {q.shape[2]} key heads cannot share evenly")
+    _same_shape("beta", beta, v.shape[:3])
+    if log_decay is not None:
+        _same_shape("log_decay", log_decay, v.shape[:3] if log_decay.dim() == 3 else (*v.shape[:3], q.shape[3]))
+        _check_not_positive(log_decay)
+
+
+def _check_dplr(q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, log_decay: Tensor) -> None:
+    if q.dim() != 4 or v.dim() != 4 or v.shape[:3] != q.shape[:3]:
+        raise InputError(
+            f"q {list(q.shape)} and v {list(v.shape)} must be [batch, time, heads, K] and [batch, time, heads, V]"
+        )
+    for name, tensor in (("k", k), ("a", a), ("b", b), ("log_decay", log_decay)):
+        _same_shape(name, tensor, q.shape)
+    _check_not_positive(log_decay)
+
+
+def _same_shape(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
+    if tensor.shape != torch.Size(shape):
+        raise InputError(f"{name} has shape {list(tensor.shape)}; it must be {list(shape)}")
+
+
+def _check_not_positive(log_decay: Tensor) -> None:
+    """Looks at the values only where that waits for no device and breaks no graph."""
+    if log_decay.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    if bool((log_decay > 0).any()):
+        raise InputError("log_decay is positive somewhere; it is the logarithm of a factor of at most 1")
+
+
+def _checked_chunk(chunk_size: int | None, time: int) -> int:
+    size = CHUNK_SIZE if chunk_size is None else chunk_size
+    if size < 1 or size & (size - 1):
+        raise InputError(f"chunk_size is {size}; it must be a power of two, such as 64")
+    return effective_chunk(time, size)
