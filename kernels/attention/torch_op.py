@@ -5,6 +5,7 @@ operator that is no graph break.
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -141,7 +142,7 @@ def _spans(
     everything = slice(None)
     if cu_seqlens is not None:
         edges = cu_seqlens.tolist()
-        for start, end in zip(edges, edges[1:], strict=False):
+        for start, end in pairwise(edges):
             yield everything, slice(start, end), slice(start, end)
     elif padding is not None and (left := padding.tolist()) and any(left):
         past = k.shape[1] - q.shape[1]

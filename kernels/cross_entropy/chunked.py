@@ -1,0 +1,169 @@
+"""The loss chunk by chunk of tokens: logits of one chunk, their loss, their gradients, then the next.
+
+The gradients of the hidden states and of the head are computed in the forward pass, when the logits are at hand
+(Hsu et al. 2024, Liger Kernel, arXiv 2410.10989, section 3.2): backward only multiplies them by the incoming scalar.
+One weight per token (1/count for the mean, 1 for the sum) makes one code of both reductions; unreduced losses take a
+backward of their own that computes the logits again.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from archcompass.kernels.cross_entropy.cost import linear_cross_entropy_cost
+
+CHUNK_BYTES = 64 * 2**20
+
+
+def chunk_tokens(vocab: int) -> int:
+    """Tokens per chunk: float32 logits of about CHUNK_BYTES, and at least 16 tokens."""
+    return max(16, CHUNK_BYTES // (4 * max(1, vocab)))
+
+
+def losses_of(
+    hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, soft_cap: float | None, scale: float, chunk: int
+) -> Tensor:
+    """Unreduced losses [tokens], 0 where ignored, at least float32."""
+    return _losses(hidden, weight, targets, ignore_index, soft_cap, scale, chunk)
+
+
+def weighted_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    token_weights: Tensor,
+    ignore_index: int,
+    soft_cap: float | None,
+    scale: float,
+    chunk: int,
+) -> Tensor:
+    """Σ token_weight loss, a scalar whose gradients are ready when it is."""
+    settings = (ignore_index, soft_cap, scale, chunk)
+    return _loss_and_gradients(hidden, weight, targets, token_weights, *settings)[0]
+
+
+@torch.library.custom_op("archcompass::linear_cross_entropy", mutates_args=())
+def _losses(
+    hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, soft_cap: float | None, scale: float, chunk: int
+) -> Tensor:
+    losses = hidden.new_empty(targets.shape, dtype=_wide(hidden))
+    for span in _chunks(targets, chunk):
+        logits, _ = _logits(hidden[span], weight, soft_cap, scale)
+        losses[span] = _loss(logits, targets[span], ignore_index)[0]
+    return losses
+
+
+@_losses.register_fake
+def _(hidden: Tensor, weight: Tensor, targets: Tensor, *_rest: Any) -> Tensor:
+    return hidden.new_empty(targets.shape, dtype=_wide(hidden))
+
+
+@torch.library.custom_op("archcompass::linear_cross_entropy_gradients", mutates_args=())
+def _loss_and_gradients(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    token_weights: Tensor,
+    ignore_index: int,
+    soft_cap: float | None,
+    scale: float,
+    chunk: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    total = hidden.new_zeros((), dtype=_wide(hidden))
+    d_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format)
+    spans = list(_chunks(targets, chunk))
+    # Low-precision gradients of several chunks are summed in float32.
+    d_weight = torch.zeros_like(weight, dtype=_wide(weight) if len(spans) > 1 else weight.dtype)
+    for span in spans:
+        h, target, share = hidden[span], targets[span], token_weights[span]
+        logits, capped = _logits(h, weight, soft_cap, scale)
+        losses, log_sum = _loss(logits, target, ignore_index)
+        total += (losses * share).sum()
+        share = share * (target != ignore_index)
+        d_logits = logits.sub_(log_sum.unsqueeze(-1)).exp_()
+        d_logits[torch.arange(len(target), device=target.device), target.clamp(min=0)] -= 1.0
+        d_logits *= share.unsqueeze(-1) * scale
+        if capped is not None:
+            d_logits *= capped
+        d_logits = d_logits.to(h.dtype)
+        torch.mm(d_logits, weight, out=d_hidden[span])
+        if d_weight.dtype == h.dtype:
+            d_weight.addmm_(d_logits.t(), h)
+        else:
+            d_weight += d_logits.t() @ h
+    return total, d_hidden, d_weight.to(weight.dtype)
+
+
+@_loss_and_gradients.register_fake
+def _(hidden: Tensor, weight: Tensor, *_rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    contiguous = torch.contiguous_format
+    scalar = hidden.new_empty((), dtype=_wide(hidden))
+    return scalar, *(torch.empty_like(x, memory_format=contiguous) for x in (hidden, weight))
+
+
+def _setup_ready(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(*output[1:])
+
+
+def _gradient_ready(ctx: Any, grad: Tensor, *_unused: Any) -> tuple[Tensor | None, ...]:
+    d_hidden, d_weight = (x * grad.to(x.dtype) for x in ctx.saved_tensors)
+    return d_hidden, d_weight, *[None] * 6
+
+
+_loss_and_gradients.register_autograd(_gradient_ready, setup_context=_setup_ready)
+
+
+def _setup_losses(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.settings = inputs[3:]
+
+
+def _gradient_losses(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    _, d_hidden, d_weight = _loss_and_gradients(*ctx.saved_tensors, grad, *ctx.settings)
+    return d_hidden, d_weight, *[None] * 5
+
+
+_losses.register_autograd(_gradient_losses, setup_context=_setup_losses)
+
+
+@register_flop_formula(torch.ops.archcompass.linear_cross_entropy)  # type: ignore[untyped-decorator]
+def _flops_losses(hidden: Any, weight: Any, *_: Any, **__: Any) -> int:
+    return _cost(hidden, weight, training=False)
+
+
+@register_flop_formula(torch.ops.archcompass.linear_cross_entropy_gradients)  # type: ignore[untyped-decorator]
+def _flops_gradients(hidden: Any, weight: Any, *_: Any, **__: Any) -> int:
+    return _cost(hidden, weight, training=True)
+
+
+def _cost(hidden: Any, weight: Any, training: bool) -> int:
+    cost = linear_cross_entropy_cost(
+        tokens=hidden[0], width=hidden[1], vocab=weight[0], element_bytes=1, training=training
+    )
+    return cost.flops
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _chunks(targets: Tensor, chunk: int) -> list[slice]:
+    return [slice(start, start + chunk) for start in range(0, targets.shape[0], chunk)]
+
+
+def _logits(hidden: Tensor, weight: Tensor, soft_cap: float | None, scale: float) -> tuple[Tensor, Tensor | None]:
+    """Scaled and capped logits, and the cap's derivative if there is one."""
+    logits = (hidden @ weight.t()).to(_wide(hidden)) * scale
+    if soft_cap is None:
+        return logits, None
+    squashed = torch.tanh(logits / soft_cap)
+    return soft_cap * squashed, 1 - squashed.square()
+
+
+def _loss(logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    log_sum = logits.logsumexp(-1)
+    picked = logits.gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    return (log_sum - picked).masked_fill(targets == ignore_index, 0.0), log_sum
