@@ -31,6 +31,7 @@ from pydantic import (
 
 from archcompass.blocks.precision import BF16, DTYPE_BYTES, Precision
 from archcompass.errors import SpecError, UnknownNameError, nearest
+from archcompass.kernels.cost import Cost
 
 if TYPE_CHECKING:
     from archcompass.blocks.runtime import BlockModule
@@ -388,6 +389,28 @@ def pointwise(step: Step, name: str, elements: float, *, reads: int = 1, writes:
     )
 
 
+def costed(
+    step: Step, kind: OpKind, name: str, cost: Cost, shape: tuple[int, ...], *, weights: float = 0, count: int = 1
+) -> Op:
+    """An operation whose forward cost its kernel states; three times that when training.
+
+    Args:
+        weights: elements of its own weights, read once, in the activations' dtype (a convolution's taps).
+    """
+    passes = 3 if step.training else 1
+    return Op(
+        kind=kind,
+        name=name,
+        flops=float(cost.flops * passes),
+        weight_bytes=float(weights * step.element_bytes * passes),
+        state_bytes=float(cost.state_bytes * passes),
+        activation_bytes=float(cost.activation_bytes * passes),
+        shape=shape,
+        compute=step.activations,
+        count=count,
+    )
+
+
 def explain(error: ValidationError, where: str = "", fields: Iterable[str] = ()) -> SpecError:
     """One line for a person, from pydantic's report: the place, the value, the rule, the nearest field when one is unknown."""
     first = error.errors()[0]
@@ -417,6 +440,7 @@ __all__ = [
     "Step",
     "Traits",
     "block_class",
+    "costed",
     "explain",
     "gemm",
     "known_blocks",

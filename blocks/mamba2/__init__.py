@@ -1,1 +1,1 @@
-"""Mamba-2, the state space dual."""
+"""Mamba-2: a state space layer with one decay per head."""

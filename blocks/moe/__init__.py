@@ -1,1 +1,1 @@
-"""Mixture of experts."""
+"""Mixture of experts: a channel mixer of which each token uses a part."""
