@@ -56,6 +56,7 @@ class ModelSpec(BaseModel):
 
     Attributes:
         name: what it is called.
+        model_type: HF's name for the family it came from; says which family an export takes when several could say it.
         hidden_size: width of the residual stream.
         vocab_size: tokens.
         max_position_embeddings: the context it is meant for; None when nothing bounds it.
@@ -73,6 +74,7 @@ class ModelSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     name: str = Field(default="model", max_length=200)
+    model_type: str | None = Field(default=None, max_length=80)
     hidden_size: PositiveInt
     vocab_size: PositiveInt
     max_position_embeddings: PositiveInt | None = None
