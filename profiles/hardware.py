@@ -1,0 +1,281 @@
+"""Machines as data: memory, bandwidth, arithmetic and links of every accelerator we know, found as people write them.
+
+The figures come from `data/gpus.json`, each with its source. Dense rates only; memory is what a process really sees.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from archcompass.errors import InputError, UnknownNameError
+from archcompass.profiles.units import GB, GIB, parse_bandwidth, parse_bytes, parse_flops
+
+MAX_COUNT = 1024
+
+# One direction, what a copy between cards sees of PCIe: x16 lanes of each generation, in bytes per second.
+_PCIE_BYTES_PER_SECOND = {"3": 13e9, "4": 25e9, "5": 50e9, "6": 100e9}
+
+# What computes instead where a machine has no unit for a dtype: quantised weights are widened first.
+_INSTEAD = {"fp4": "fp8", "fp8": "bf16", "int8": "bf16", "bf16": "fp16", "fp16": "fp32"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardware:
+    """One machine: `count` equal cards.
+
+    Attributes:
+        id: the name scripts use.
+        name: the name people read.
+        vendor: who makes it.
+        kind: datacenter, workstation, geforce, consumer, edge, apple, apu, cpu or described.
+        count: cards.
+        memory_bytes: usable by a process, of one card.
+        memory_gb: as marketed, of one card.
+        bandwidth_bytes_per_second: of one card's memory.
+        flops: dense FLOP/s of one card by dtype ("fp32", "bf16", "fp16", "fp8", "int8", "fp4").
+        link_bytes_per_second: from one card to its peers, one direction.
+        is_cpu: whether it is a processor and not an accelerator.
+        architecture: the vendor's generation.
+        release_year: when it came out, 0 if unknown.
+        source: where the figures come from.
+        confidence: how far they were confirmed.
+        note: what else to know.
+    """
+
+    id: str
+    name: str
+    vendor: str = ""
+    kind: str = "described"
+    count: int = 1
+    memory_bytes: int
+    memory_gb: float
+    bandwidth_bytes_per_second: float
+    flops: Mapping[str, float] = field(hash=False)
+    link_bytes_per_second: float = _PCIE_BYTES_PER_SECOND["4"]
+    is_cpu: bool = False
+    architecture: str = ""
+    release_year: int = 0
+    source: str = ""
+    confidence: str = ""
+    note: str = ""
+
+    @property
+    def total_memory_bytes(self) -> int:
+        """Usable memory of all cards."""
+        return self.memory_bytes * self.count
+
+    @property
+    def label(self) -> str:
+        """Name with the count in front when there are several."""
+        return f"{self.count}x {self.name}" if self.count > 1 else self.name
+
+    def rate(self, compute: str) -> float:
+        """Dense FLOP/s of one card in `compute`; where it has no unit for it, of the dtype that serves instead."""
+        while compute not in self.flops:
+            if compute not in _INSTEAD:
+                return max(self.flops.values())
+            compute = _INSTEAD[compute]
+        return self.flops[compute]
+
+
+def find(name: str) -> Hardware:
+    """The machine that `name` means: an id, or as people write it: "4090", "RTX 4090", "2x H100 SXM 80GB", "cpu".
+
+    Raises:
+        UnknownNameError: nothing, or more than one thing, is called so; lists the nearest ids.
+        InputError: an impossible count.
+    """
+    text = str(name).strip().lower()
+    exact = _by_id().get(text)
+    if exact is not None:
+        return exact
+    count, rest = _split_count(text)
+    if not 1 <= count <= MAX_COUNT:
+        raise InputError(f"gpu is {name!r}: the number of cards must lie between 1 and {MAX_COUNT}")
+    if rest in ("cpu", "this cpu", "this machine"):
+        return _this_cpu(count, name)
+    found = _by_id().get(rest) or _by_id().get(rest.replace(" ", "-")) or _match(rest)
+    if found is None:
+        raise _unknown(name, rest)
+    return replace(found, count=count) if count > 1 else found
+
+
+def known() -> list[Hardware]:
+    """Every accelerator in the table, in its order: data centre, workstation, GeForce, edge, then other vendors."""
+    return list(_by_id().values())
+
+
+def details(identifier: str) -> dict[str, Any]:
+    """The whole entry of the table, sources and measured figures included.
+
+    Raises:
+        UnknownNameError: no card has this id.
+    """
+    found = find(identifier)
+    for entry in _table()["gpus"]:
+        if entry["id"] == found.id:
+            return dict(entry)
+    raise UnknownNameError("card", identifier, _by_id())
+
+
+def describe(
+    *,
+    vram: str | float,
+    bandwidth: str | float,
+    tflops: str | float,
+    fp8_tflops: str | float | None = None,
+    link: str | float | None = None,
+    count: int = 1,
+    name: str = "described by hand",
+) -> Hardware:
+    """A machine that is in no table, from its memory, bandwidth and dense bf16 rate.
+
+    Raises:
+        InputError: a figure that cannot be read, or is not positive.
+    """
+    if not 1 <= count <= MAX_COUNT:
+        raise InputError(f"count is {count}: the number of cards must lie between 1 and {MAX_COUNT}")
+    memory = parse_bytes(vram, "vram")
+    rate = parse_flops(tflops, "tflops")
+    flops = {"fp32": rate / 4, "bf16": rate, "fp16": rate}
+    if fp8_tflops is not None:
+        flops["fp8"] = parse_flops(fp8_tflops, "fp8_tflops")
+    return Hardware(
+        id="described",
+        name=name,
+        count=count,
+        memory_bytes=memory,
+        memory_gb=memory / GB,
+        bandwidth_bytes_per_second=parse_bandwidth(bandwidth),
+        flops=flops,
+        link_bytes_per_second=parse_bandwidth(link, "link") if link is not None else _PCIE_BYTES_PER_SECOND["4"],
+        source="described by the user",
+        note="fp32 taken as a quarter of the bf16 rate",
+    )
+
+
+def with_memory(hardware: Hardware, memory_bytes: float) -> Hardware:
+    """The same machine with another amount of usable memory per card.
+
+    Raises:
+        InputError: not positive.
+    """
+    if memory_bytes <= 0:
+        raise InputError(f"vram is {memory_bytes}: it must be positive")
+    return replace(hardware, memory_bytes=int(memory_bytes), memory_gb=memory_bytes / GB)
+
+
+@cache
+def _table() -> dict[str, Any]:
+    text = files("archcompass.profiles").joinpath("data/gpus.json").read_text(encoding="utf-8")
+    table: dict[str, Any] = json.loads(text)
+    return table
+
+
+@cache
+def _by_id() -> dict[str, Hardware]:
+    return {entry["id"]: _read(entry) for entry in _table()["gpus"]}
+
+
+def _read(entry: Mapping[str, Any]) -> Hardware:
+    rates = {dtype: tflops * 1e12 for dtype, tflops in entry["tflops"].items() if dtype in (*_INSTEAD, "fp32")}
+    rates.setdefault("fp32", rates.get("bf16", rates["fp16"]) / 2)
+    generation = str(entry.get("pcie", "4"))[0]
+    link = entry["link_gb_s"] * GB / 2 if "link_gb_s" in entry else _PCIE_BYTES_PER_SECOND.get(generation, 25e9)
+    return Hardware(
+        id=entry["id"],
+        name=entry["name"],
+        vendor=entry["vendor"],
+        kind=entry["kind"],
+        memory_bytes=int(entry["memory_gib_usable"] * GIB),
+        memory_gb=entry["memory_gb"],
+        bandwidth_bytes_per_second=entry["bandwidth_gb_s"] * GB,
+        flops=rates,
+        link_bytes_per_second=link,
+        architecture=entry["architecture"],
+        release_year=entry["release_year"],
+        source=entry["source"],
+        confidence=entry["confidence"],
+        note=entry.get("note", ""),
+    )
+
+
+_IDLE = {"nvidia", "geforce", "amd", "radeon", "instinct", "intel", "apple", "google", "aws", "huawei", "gpu", "card"}
+_IDLE |= {"edition", "generation", "tesla", "jetson", "dgx"}
+_SYNONYMS = {"sxm2": "sxm", "sxm4": "sxm", "sxm5": "sxm", "spark": "gb10"}
+
+# A word that makes another product of the same number: its absence from the question is never overlooked.
+_DISTINCT = {"ti", "super", "max", "ultra", "pro", "xt", "xtx", "nvl", "orig", "gcd", "ada"}
+
+
+def _words(text: str) -> list[str]:
+    """Words of a name, run-together parts split: "rtx4090ti" is rtx 4090 ti, "80 GB" is 80gb, SXM5 is sxm."""
+    text = re.sub(r"(\d)\s*(gb|gib|g)\b", r"\1gb ", text.lower())
+    text = re.sub(r"\b(rtx|gtx|rx)(?=\d)", r"\1 ", text)
+    text = re.sub(r"(?<=\d)(ti|super|sxm\d?|pcie|nvl)\b", r" \1", text)
+    words = [_SYNONYMS.get(word, word) for word in re.split(r"[^a-z0-9+]+", text)]
+    return [word for word in words if word and word not in _IDLE]
+
+
+@cache
+def _index() -> list[tuple[Hardware, frozenset[str], frozenset[str]]]:
+    return [
+        (card, frozenset(_words(card.id)), frozenset(_words(f"{card.id} {card.name} {entry['memory_type']}")))
+        for card, entry in zip(_by_id().values(), _table()["gpus"], strict=True)
+    ]
+
+
+def _match(text: str) -> Hardware | None:
+    """The one card whose words hold all words of `text` with the fewest left over; None when there is none, or two."""
+    words = _words(text)
+    memory = {float(word[:-2]) for word in words if re.fullmatch(r"\d+gb", word)}
+    asked = {word for word in words if not re.fullmatch(r"\d+gb", word)}
+    if not asked:
+        return None
+    ranked = sorted(
+        (len(own - asked), card.id)
+        for card, own, every in _index()
+        if asked <= every and not (own - asked) & _DISTINCT and memory <= {card.memory_gb}
+    )
+    if not ranked or (len(ranked) > 1 and ranked[0][0] == ranked[1][0]):
+        return None
+    return _by_id()[ranked[0][1]]
+
+
+def _split_count(text: str) -> tuple[int, str]:
+    """(cards, rest) of "2x rtx 4090", "8 × h100-sxm", "rtx 4090 x2"."""
+    front = re.fullmatch(r"(\d+)\s*[x×*](?!tx?\b)\s*(\S.*)", text)
+    if front:
+        return int(front[1]), front[2]
+    back = re.fullmatch(r"(.*\S)(?:\s+[x×*]\s*|(?<=\d)[x×*]|\s*×\s*)(\d+)", text)
+    return (int(back[2]), back[1].strip()) if back else (1, text)
+
+
+def _unknown(name: str, rest: str) -> UnknownNameError:
+    """Names the cards that share the most words with what was asked, else the nearest in spelling."""
+    asked = set(_words(rest))
+    shared = sorted((-len(asked & every), len(own - asked), card.id) for card, own, every in _index())
+    close = [identifier for hits, _, identifier in shared if hits and hits == shared[0][0]][:4]
+    error = UnknownNameError("card", str(name), _by_id())
+    if not close:
+        return error
+    error.nearest = close
+    error.args = (
+        f"card {name!r} is not known, or could be several; nearest: {', '.join(close)}"
+        " (or describe it by memory, bandwidth and tflops)",
+    )
+    return error
+
+
+def _this_cpu(count: int, name: str) -> Hardware:
+    if count > 1:
+        raise InputError(f"gpu is {name!r}: this machine is one; write cpu")
+    from archcompass.profiles.cpu import this_cpu
+
+    return this_cpu()
