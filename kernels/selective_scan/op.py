@@ -1,0 +1,180 @@
+"""The public face of the selective scan: checks, choice of backend, packed sequences, skip and gate."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+from archcompass.errors import InputError
+from archcompass.kernels.dispatch import Backend, Choice, choose
+from archcompass.kernels.packing import sequence_spans
+from archcompass.kernels.selective_scan.blocked import selective_scan_torch
+from archcompass.kernels.selective_scan.reference import selective_scan_reference
+
+OPERATION = "selective_scan"
+
+
+def selective_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    *,
+    gate: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    backend: Backend = "auto",
+    strict: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The state space scan of Mamba-1, one decay per channel and state entry.
+
+        h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t        y_t = (C_t · h_t + D x_t) silu(gate_t)
+
+    Domain: dt at least 0 and A at most 0, so that no factor exceeds 1; the step is exact at any size of dt A.
+
+    Args:
+        x: [batch, time, channels], after convolution and activation.
+        dt: [batch, time, channels], after softplus.
+        A: [channels, N], negative.
+        B: [batch, time, N]; C: likewise.
+        D: skip, [channels], or None.
+        gate: z, [batch, time, channels], or None.
+        initial_state: [batch, channels, N] (one per sequence when packed); None is zero.
+        cu_seqlens: boundaries of packed sequences, [sequences + 1], from 0 to time; the batch must be 1.
+        backend: "auto", or the implementation to use.
+        strict: with "auto", refuse to fall back from the fastest backend of the device.
+
+    Returns:
+        y [batch, time, channels] in the dtype of x, and the state after the last token of every sequence,
+        [batch or sequences, channels, N], float32 (float64 for float64 inputs).
+
+    Raises:
+        InputError: shapes that do not belong together, or an A that is positive somewhere (seen on the CPU only).
+        BackendError: the backend cannot run here.
+    """
+    _check(x, dt, A, B, C, D, gate)
+    chosen = explain(x, backend=backend, strict=strict).backend
+    if cu_seqlens is None:
+        y, state = _core(x, dt, A, B, C, _first_state(x, A, initial_state, x.shape[0]), chosen)
+    else:
+        y, state = _packed(x, dt, A, B, C, initial_state, cu_seqlens, chosen)
+    return _finished(y, x, D, gate), state
+
+
+def selective_scan_step(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    *,
+    state: Tensor,
+    gate: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One token per sequence, for decoding: `selective_scan` without its time axis.
+
+    Args:
+        x, dt, gate: [batch, channels].
+        B, C: [batch, N].
+        state: [batch, channels, N]. With gradients disabled it is overwritten and returned.
+
+    Returns:
+        y [batch, channels] in the dtype of x, and the new state.
+    """
+    y, state = _step(x, dt, A, B, C, state, inplace=not torch.is_grad_enabled())
+    return _finished(y, x, D, gate), state
+
+
+def explain(x: Tensor, *, backend: Backend = "auto", strict: bool = False) -> Choice:
+    """Which implementation serves a call with these inputs, and why."""
+    return choose(OPERATION, backend, x.device, refusals={"triton": "no Triton kernel yet"}, strict=strict)
+
+
+def _core(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    if backend == "reference":
+        return selective_scan_reference(x, dt, A, B, C, state)
+    if x.shape[1] == 1:
+        y, state = _step(x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], state, inplace=False)
+        return y.unsqueeze(1), state
+    precise = [tensor.to(state.dtype) for tensor in (x, dt, A, B, C)]
+    x, dt, A, B, C = precise
+    keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*precise, state))
+    y, last, _ = selective_scan_torch(dt * x, dt, A, B, C, state, keep)
+    return y, last
+
+
+def _step(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, *, inplace: bool
+) -> tuple[Tensor, Tensor]:
+    x, dt, A, B, C = (tensor.to(state.dtype) for tensor in (x, dt, A, B, C))
+    factor = (dt.unsqueeze(-1) * A).exp()
+    state = state.mul_(factor) if inplace else state * factor
+    written = (dt * x).unsqueeze(-1), B.unsqueeze(1)
+    state = state.addcmul_(*written) if inplace else torch.addcmul(state, *written)
+    return (state @ C.unsqueeze(-1)).squeeze(-1), state
+
+
+def _packed(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """Packed sequences one after the other."""
+    if x.shape[0] != 1:
+        raise InputError(f"packed sequences need a batch of 1, not {x.shape[0]}")
+    bounds = sequence_spans(cu_seqlens, x.shape[1])
+    state = _first_state(x, A, initial_state, len(bounds))
+    outputs, states = [x[:, :0]], [state[:0]]
+    for n, (start, end) in enumerate(bounds):
+        x_n, dt_n, B_n, C_n = (tensor[:, start:end] for tensor in (x, dt, B, C))
+        y, last = _core(x_n, dt_n, A, B_n, C_n, state[n : n + 1], backend)
+        outputs.append(y)
+        states.append(last)
+    return torch.cat(outputs, dim=1), torch.cat(states)
+
+
+def _finished(y: Tensor, x: Tensor, D: Tensor | None, gate: Tensor | None) -> Tensor:
+    """Skip and gate."""
+    if D is not None:
+        y = torch.addcmul(y, x.to(y.dtype), D.to(y.dtype))
+    if gate is not None:
+        y = y * silu(gate.to(y.dtype))
+    return y.to(x.dtype)
+
+
+def _first_state(x: Tensor, A: Tensor, initial_state: Tensor | None, sequences: int) -> Tensor:
+    """The state before the first token, in the precision of the recurrence."""
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    shape = (sequences, *A.shape)
+    if initial_state is None:
+        return torch.zeros(shape, dtype=dtype, device=x.device)
+    _same_shape("initial_state", initial_state, shape)
+    return initial_state.to(dtype)
+
+
+def _check(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, gate: Tensor | None) -> None:
+    if x.dim() != 3 or A.dim() != 2 or A.shape[0] != x.shape[2]:
+        raise InputError(f"x {list(x.shape)} must be [batch, time, channels] and A {list(A.shape)} [channels, N]")
+    _same_shape("dt", dt, x.shape)
+    _same_shape("B", B, (*x.shape[:2], A.shape[1]))
+    _same_shape("C", C, B.shape)
+    if D is not None:
+        _same_shape("D", D, x.shape[2:])
+    if gate is not None:
+        _same_shape("gate", gate, x.shape)
+    if A.device.type == "cpu" and not torch.compiler.is_compiling() and bool((A > 0).any()):
+        raise InputError("A is positive somewhere; states grow without bound. Mamba passes -exp(A_log)")
+
+
+def _same_shape(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
+    if tensor.shape != torch.Size(shape):
+        raise InputError(f"{name} has shape {list(tensor.shape)}; it must be {list(shape)}")
