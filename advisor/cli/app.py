@@ -1,0 +1,82 @@
+"""The `archcompass` command: one typer application, whose commands live in the files beside this one.
+
+Nothing here imports torch, and no command imports what another needs: `--help` must stay quick.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from archcompass import __version__
+from archcompass.errors import ArchcompassError, DoesNotFitError, InputError
+
+app = typer.Typer(
+    name="archcompass",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    help=(
+        "Which neural architecture fits your workload: picked with reasons, sized for your GPU, built from real blocks, "
+        "profiled."
+    ),
+    epilog="Exit codes: 0 done and fits · 1 does not fit, or a check failed · 2 bad input.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"archcompass {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """See `archcompass COMMAND --help`."""
+
+
+def run() -> None:
+    """Runs the command line: what goes wrong is one line and an exit code, never a traceback."""
+    from archcompass.advisor.cli.commands import register
+    from archcompass.advisor.cli.output import fail
+
+    register()
+    try:
+        code = app(standalone_mode=False)
+        sys.stdout.flush()
+    except (typer.Abort, KeyboardInterrupt):
+        fail("stopped; nothing was left half-written")
+        code = 130
+    except InputError as error:
+        fail(str(error))
+        code = 2
+    except DoesNotFitError as error:
+        fail(str(error))
+        code = 1
+    except ArchcompassError as error:
+        fail(str(error))
+        code = 1
+    except BrokenPipeError:
+        # The reader of our output has gone: say nothing more, not even while the interpreter shuts down.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    except Exception as error:
+        # typer keeps its usage errors to itself, and they moved between its versions: known by what they can do.
+        if not hasattr(error, "format_message"):
+            raise
+        fail(f"{error.format_message()} ({_place(error)} --help shows how)")
+        code = 2
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _place(error: Exception) -> str:
+    context = getattr(error, "ctx", None)
+    return str(context.command_path) if context is not None else "archcompass"

@@ -1,0 +1,69 @@
+"""Flags that several commands share. The workload's flags are made from the workload's own fields, so none can be missing."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from archcompass.advisor.workload import Workload
+from archcompass.blocks.model.files import read_mapping
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+AsMarkdown = Annotated[bool, typer.Option("--markdown", help="The table as Markdown, to paste into an issue.")]
+WorkloadFile = Annotated[
+    Path | None,
+    typer.Argument(metavar="[WORKLOAD.yaml]", help="A workload file; flags override its keys.", show_default=False),
+]
+
+
+def with_workload_flags(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds one flag for each workload key. The command receives `flags`, those that were given, as a dictionary."""
+    own = [
+        parameter
+        for parameter in inspect.signature(command, eval_str=True).parameters.values()
+        if parameter.name != "flags"
+    ]
+    made = [_flag(name, field) for name, field in Workload.model_fields.items()]
+
+    @functools.wraps(command)
+    def wrapper(**everything: Any) -> Any:
+        given = {name: everything.pop(name) for name in Workload.model_fields}
+        flags = {name: value for name, value in given.items() if value is not None}
+        return command(**everything, flags=flags)
+
+    parameters = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in [*own, *made] if parameter is not None
+    ]
+    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    del wrapper.__wrapped__
+    return wrapper
+
+
+def _flag(name: str, field: Any) -> inspect.Parameter:
+    dashed = name.replace("_", "-")
+    is_switch = field.annotation is bool
+    option = typer.Option(
+        f"--{dashed}/--no-{dashed}" if is_switch else f"--{dashed}",
+        help=field.description,
+        show_default=False,
+        rich_help_panel="Workload",
+        **({} if is_switch else {"metavar": "VALUE"}),
+    )
+    kind = bool | None if is_switch else str | None
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])
+
+
+def read_workload(path: Path | None, flags: dict[str, Any]) -> Workload:
+    """The workload of a file with flags laid over it.
+
+    Raises:
+        InputError: what is wrong, and where: the file's name for its keys, the flag for a flag.
+    """
+    data = read_mapping(path) if path is not None else {}
+    return Workload.parse(data | flags, where=path.name if path is not None else "")
