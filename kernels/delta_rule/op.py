@@ -12,7 +12,7 @@ from archcompass.kernels.delta_rule.cost import CHUNK_SIZE, effective_chunk
 from archcompass.kernels.delta_rule.reference import delta_rule_reference, dplr_reference
 from archcompass.kernels.delta_rule.step import delta_rule_step_torch, dplr_step_torch
 from archcompass.kernels.dispatch import Backend, Choice, choose
-from archcompass.kernels.packing import sequence_spans
+from archcompass.kernels.packed import spans
 
 Core = Callable[..., tuple[Tensor, Tensor]]
 
@@ -203,7 +203,7 @@ def _over_sequences(
         return run(*inputs, state=_first_state(v, key_dim, initial_state, v.shape[0]))
     if v.shape[0] != 1:
         raise InputError(f"packed sequences need a batch of 1, not {v.shape[0]}")
-    bounds = sequence_spans(cu_seqlens, v.shape[1])
+    bounds = spans(cu_seqlens, v.shape[1])
     state = _first_state(v, key_dim, initial_state, len(bounds))
     outputs, states = [v[:, :0]], [state[:0]]
     for n, (start, end) in enumerate(bounds):

@@ -127,7 +127,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.save_for_backward(*tensors, output[2])
 
 
-def _gradients(ctx: Any, dy: Tensor, dlast: Tensor, dstarts: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ARG001
+def _gradients(ctx: Any, dy: Tensor, dlast: Tensor, dstarts: Tensor) -> tuple[Tensor | None, ...]:
     *inputs, starts = ctx.saved_tensors
     return (*selective_scan_torch_backward(dy.contiguous(), dlast.contiguous(), *inputs, starts), None)
 

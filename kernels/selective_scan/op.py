@@ -8,7 +8,7 @@ from torch.nn.functional import silu
 
 from archcompass.errors import InputError
 from archcompass.kernels.dispatch import Backend, Choice, choose
-from archcompass.kernels.packing import sequence_spans
+from archcompass.kernels.packed import spans
 from archcompass.kernels.selective_scan.blocked import selective_scan_torch
 from archcompass.kernels.selective_scan.reference import selective_scan_reference
 
@@ -131,7 +131,7 @@ def _packed(
     """Packed sequences one after the other."""
     if x.shape[0] != 1:
         raise InputError(f"packed sequences need a batch of 1, not {x.shape[0]}")
-    bounds = sequence_spans(cu_seqlens, x.shape[1])
+    bounds = spans(cu_seqlens, x.shape[1])
     state = _first_state(x, A, initial_state, len(bounds))
     outputs, states = [x[:, :0]], [state[:0]]
     for n, (start, end) in enumerate(bounds):
