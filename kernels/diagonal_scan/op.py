@@ -1,0 +1,59 @@
+"""The public face of the diagonal recurrence: checks, choice of backend."""
+
+import torch
+from torch import Tensor
+
+from archcompass.errors import InputError
+from archcompass.kernels.diagonal_scan.chunked import chunked
+from archcompass.kernels.diagonal_scan.reference import reference
+from archcompass.kernels.dispatch import Backend, Choice, choose
+
+OPERATION = "diagonal_scan"
+
+
+def diagonal_scan(
+    log_decay: Tensor,
+    inputs: Tensor,
+    *,
+    initial_state: Tensor | None = None,
+    backend: Backend = "auto",
+    strict: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """A linear recurrence in every channel by itself, over whole sequences, further segments or single tokens.
+
+        h_t = exp(g_t) h_{t-1} + b_t
+
+    Args:
+        log_decay: g, [batch, time, channels], at most 0 but for rounding; minus infinity starts anew.
+        inputs: b, [batch, time, channels].
+        initial_state: h before the first token, [batch, channels]; None is zero.
+        backend: "auto", or the implementation to use.
+        strict: with "auto", refuse to fall back from the fastest backend of the device.
+
+    Returns:
+        h after every token, [batch, time, channels], and after the last, [batch, channels]; both float32, float64 for
+        float64 inputs.
+
+    Raises:
+        InputError: shapes that do not belong together.
+        BackendError: the backend cannot run here.
+    """
+    if inputs.dim() != 3 or log_decay.shape != inputs.shape:
+        raise InputError(
+            f"log_decay {list(log_decay.shape)} and inputs {list(inputs.shape)} must both be [batch, time, channels]"
+        )
+    wide = torch.promote_types(inputs.dtype, torch.float32)
+    batch, time, channels = inputs.shape
+    state = inputs.new_zeros(batch, channels, dtype=wide) if initial_state is None else initial_state.to(wide)
+    if state.shape != (batch, channels):
+        raise InputError(f"initial_state has shape {list(state.shape)}; it must be {[batch, channels]}")
+    choice = explain(inputs, backend=backend, strict=strict)
+    if time == 0:
+        return inputs.to(wide), state.clone()
+    run = reference if choice.backend == "reference" else chunked
+    return run(log_decay.to(wide), inputs.to(wide), state)
+
+
+def explain(inputs: Tensor, *, backend: Backend = "auto", strict: bool = False) -> Choice:
+    """Which implementation serves a call with these inputs, and why."""
+    return choose(OPERATION, backend, inputs.device, refusals={"triton": "no Triton kernel yet"}, strict=strict)
