@@ -105,12 +105,12 @@ def _segments(inputs: Sequence[Tensor], chunk: int) -> list[list[Tensor]]:
 def _to_chunks(x: Tensor, chunk: int) -> Tensor:
     if missing := -x.shape[1] % chunk:
         x = pad(x, (0, 0) * (x.dim() - 2) + (0, missing))
-    return x.unflatten(1, (-1, chunk)).movedim(3, 2).movedim(1, 0).contiguous()
+    return torch.unflatten(x, 1, (-1, chunk)).movedim(3, 2).movedim(1, 0).contiguous()
 
 
 def _from_chunks(out: Tensor, batch: int) -> Tensor:
     """[N, J, C, V] to [batch, time, heads, V]."""
-    return out.unflatten(1, (batch, -1)).movedim(0, 1).movedim(3, 2).flatten(1, 2)
+    return torch.unflatten(out, 1, (batch, -1)).movedim(0, 1).movedim(3, 2).flatten(1, 2)
 
 
 def _join(outputs: list[Tensor], like: Tensor) -> Tensor:
@@ -131,7 +131,9 @@ def _scalar_terms(
     group = v.shape[2] // k.shape[2]
     beta = beta.to(precise)
     cumulative = beta.new_zeros(()).expand_as(beta) if log_decay is None else running_sum(log_decay.to(precise), -1)
-    relative, beta, cumulative = (x.unflatten(2, (-1, group)) for x in (decay_matrix(cumulative), beta, cumulative))
+    relative, beta, cumulative = (
+        torch.unflatten(x, 2, (-1, group)) for x in (decay_matrix(cumulative), beta, cumulative)
+    )
     q, k, v = (x.to(working) for x in (q, k, v))
     precise_k = k.to(precise)
     among_keys = (precise_k @ precise_k.mT).unsqueeze(3) * relative * beta.unsqueeze(-1)
@@ -144,7 +146,7 @@ def _scalar_terms(
     rows = torch.cat([weighted(k, -beta * since_start), weighted(q, scale * since_start)], dim=-2)
     return ChunkTerms(
         rows=rows.flatten(1, 3),
-        target=(v.unflatten(2, (-1, group)) * beta.to(working).unsqueeze(-1)).flatten(1, 3),
+        target=(torch.unflatten(v, 2, (-1, group)) * beta.to(working).unsqueeze(-1)).flatten(1, 3),
         inverse=unit_lower_inverse(among_keys.flatten(1, 3)).to(working),
         mix=mix.flatten(1, 3),
         tail=weighted(k, until_end).flatten(1, 3),
@@ -218,11 +220,11 @@ def _dplr_terms(
 
 def _state_pass(terms: ChunkTerms, state: Tensor) -> tuple[Tensor, Tensor]:
     """Carries the state through the chunks: [N, J, C, V] of outputs, and the state after the last chunk."""
-    shape, chunk = state.shape, terms.mix.shape[-1]
+    shape = state.shape
     state = state.flatten(0, 1)
     outputs = []
     for n in range(terms.rows.shape[0]):
-        predicted, read = (terms.rows[n] @ state.to(terms.rows.dtype)).split(chunk, dim=-2)
+        predicted, read = (terms.rows[n] @ state.to(terms.rows.dtype)).chunk(2, dim=-2)
         written = terms.inverse[n] @ (terms.target[n] + predicted)
         out = torch.baddbmm(read, terms.mix[n], written)
         outputs.append(out if terms.out is None else out + terms.out[n])

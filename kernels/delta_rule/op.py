@@ -173,8 +173,9 @@ def _delta_core(
     if backend == "reference":
         return delta_rule_reference(q, k, v, beta, log_decay, state, scale)
     if v.shape[1] == 1:
-        now = [None if x is None else x[:, 0] for x in (q, k, v, beta, log_decay)]
-        out, state = delta_rule_step_torch(*now, state, scale, inplace=False)  # type: ignore[arg-type]
+        q, k, v, beta = (x[:, 0] for x in (q, k, v, beta))
+        log_decay = None if log_decay is None else log_decay[:, 0]
+        out, state = delta_rule_step_torch(q, k, v, beta, log_decay, state, scale, inplace=False)
         return out.unsqueeze(1), state
     return delta_rule_chunked(q, k, v, beta, log_decay, state, scale, chunk)
 

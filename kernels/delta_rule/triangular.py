@@ -47,8 +47,8 @@ def unit_lower_inverse(strict: Tensor) -> Tensor:
 def decay_matrix(cumulative: Tensor) -> Tensor:
     """exp(c_i - c_j) for i >= j and zero above the diagonal: [..., C] to [..., C, C]. No exponent is positive."""
     size = cumulative.shape[-1]
-    later = torch.ones(size, size, dtype=torch.bool, device=cumulative.device).triu(1)
-    return decayed((cumulative.unsqueeze(-1) - cumulative.unsqueeze(-2)).masked_fill(later, -torch.inf))
+    ahead = torch.ones(size, size, dtype=torch.bool, device=cumulative.device).triu(1)
+    return decayed((cumulative.unsqueeze(-1) - cumulative.unsqueeze(-2)).masked_fill(ahead, -torch.inf))
 
 
 def vector_decayed_scores(rows: Tensor, row_decay: Tensor, columns: Tensor, column_decay: Tensor) -> Tensor:
@@ -81,18 +81,19 @@ def vector_decayed_scores(rows: Tensor, row_decay: Tensor, columns: Tensor, colu
 
 def _pairs(blocks: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """Neighbouring blocks along `dim`, as (earlier, later)."""
-    earlier, later = blocks.unflatten(dim, (-1, 2)).unbind(dim)
+    earlier, later = torch.unflatten(blocks, dim, (-1, 2)).unbind(dim)
     return earlier, later
 
 
 def _halved(x: Tensor, half: int) -> Tensor:
     """[..., C, P, K] as [..., C / 2m, 2, m, P, K]."""
-    return x.unflatten(-3, (-1, 2, half))
+    return torch.unflatten(x, -3, (-1, 2, half))
 
 
 def _corners(matrix: Tensor, half: int) -> Tensor:
     """The m x m blocks of a C x C matrix where a later half meets its earlier half: [..., C / 2m, m, m]."""
-    tiles = matrix.unflatten(-1, (-1, 2, half)).unflatten(-4, (-1, 2, half))
+    pieces = (-1, 2, half)
+    tiles = torch.unflatten(torch.unflatten(matrix, -1, pieces), -4, pieces)
     return tiles[..., :, 1, :, :, 0, :].diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
 
 
