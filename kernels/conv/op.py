@@ -9,7 +9,7 @@ from archcompass.kernels.conv import chunked
 from archcompass.kernels.conv.cost import causal_conv_cost
 from archcompass.kernels.conv.reference import reference
 from archcompass.kernels.dispatch import Backend, Choice, choose
-from archcompass.kernels.packing import sequence_spans
+from archcompass.kernels.packed import spans
 
 OPERATION = "causal_conv"
 
@@ -51,7 +51,7 @@ def causal_conv(
         before = x.new_zeros(x.shape[0], weight.shape[1] - 1, x.shape[2]) if initial_state is None else initial_state
         return _dense(x, weight, bias, activation == "silu", before.to(x.dtype), chosen)
     outputs, states = [x[:, :0]], [x.new_zeros(0, weight.shape[1] - 1, x.shape[2])]
-    for n, (start, end) in enumerate(sequence_spans(cu_seqlens, x.shape[1])):
+    for n, (start, end) in enumerate(spans(cu_seqlens, x.shape[1])):
         before = states[0].new_zeros(1, *states[0].shape[1:]) if initial_state is None else initial_state[n : n + 1]
         out, state = _dense(x[:, start:end], weight, bias, activation == "silu", before.to(x.dtype), chosen)
         outputs.append(out)

@@ -8,7 +8,7 @@ from archcompass.kernels.dispatch import Backend, Choice, choose
 from archcompass.kernels.linear_attention import chunked
 from archcompass.kernels.linear_attention.cost import Decay, default_chunk_size
 from archcompass.kernels.linear_attention.reference import reference
-from archcompass.kernels.packing import sequence_spans
+from archcompass.kernels.packed import spans
 
 OPERATION = "linear_attention"
 
@@ -208,7 +208,7 @@ def _packed(
 ) -> tuple[Tensor, Tensor]:
     """Packed sequences one after the other; on meta, where lengths are unknown, as if they were all equally long."""
     outputs, states = [], []
-    for n, (start, end) in enumerate(sequence_spans(cu_seqlens, q.shape[1])):
+    for n, (start, end) in enumerate(spans(cu_seqlens, q.shape[1])):
         decay = log_decay if log_decay is None or log_decay.dim() == 1 else log_decay[:, start:end]
         out, state = linear_attention(
             *(x[:, start:end] for x in (q, k, v)),

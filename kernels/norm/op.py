@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from archcompass.errors import InputError
 from archcompass.kernels.dispatch import Backend, Choice, choose
 from archcompass.kernels.norm.reference import ACTIVATIONS, reference
+from archcompass.kernels.norm.tiles import WIDEST_GROUP
 
 OPERATION = "rms_norm"
 
@@ -89,9 +90,15 @@ def rms_norm(
         BackendError: the backend cannot run here.
     """
     _check(x, weight, residual, gate, gate_activation, group_size)
-    choice = explain(x, backend=backend, strict=strict)
-    summed = x if residual is None else residual + x
     size = group_size or x.shape[-1]
+    choice = explain(x, group_size=size, backend=backend, strict=strict)
+    if choice.backend == "triton":
+        from archcompass.kernels.norm.triton_norm import rms_norm_op
+
+        sigmoid = gate_activation == "sigmoid"
+        y, summed, _ = rms_norm_op(x, weight, residual, gate, eps, gate_first, sigmoid, size, unit_offset)
+        return y if residual is None else (y, summed)
+    summed = x if residual is None else residual + x
     if choice.backend == "reference":
         dtype = sum_dtype(x)
         wide = [None if t is None else t.to(dtype) for t in (weight, gate)]
@@ -103,9 +110,14 @@ def rms_norm(
     return y if residual is None else (y, summed)
 
 
-def explain(x: Tensor, *, backend: Backend = "auto", strict: bool = False) -> Choice:
+def explain(x: Tensor, *, group_size: int | None = None, backend: Backend = "auto", strict: bool = False) -> Choice:
     """Which implementation serves a call with this input, and why."""
-    return choose(OPERATION, backend, x.device, refusals={"triton": "no Triton kernel yet"}, strict=strict)
+    refusals = {}
+    if x.dtype == torch.float64:
+        refusals["triton"] = "the kernel sums in float32, and x is float64"
+    elif (size := group_size or x.shape[-1]) > WIDEST_GROUP:
+        refusals["triton"] = f"the kernel holds a group in registers, and {size} is more than {WIDEST_GROUP}"
+    return choose(OPERATION, backend, x.device, refusals=refusals, strict=strict)
 
 
 def sum_dtype(x: Tensor) -> torch.dtype:

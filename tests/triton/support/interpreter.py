@@ -1,0 +1,191 @@
+"""Makes Triton's interpreter trustworthy: bfloat16 that computes, scans that are not loops, and no wild pointers.
+
+Triton 3.9's interpreter keeps bfloat16 as bit patterns and does arithmetic on the patterns, rounds float32 to bfloat16
+towards zero, combines scans element by element in Python, and reads whatever lies at an address. `install` mends all
+four. It must run before the first kernel does, in a process where TRITON_INTERPRET was set before triton was imported.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import triton.language as tl
+from triton.runtime import interpreter
+from triton.runtime.interpreter import InterpreterBuilder, ReduceOps, ScanOps, TensorHandle
+
+Array = np.ndarray[Any, Any]
+
+_readable: list[tuple[int, int]] = []  # address ranges of the storages that the running kernel was given
+
+
+def install() -> None:
+    """Replaces what is wrong in the interpreter of this process."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        raise RuntimeError("set TRITON_INTERPRET=1 before python starts; tests/triton/README.md says how")
+    _mend_casts()
+    for name, operands in (("binary_op", 2), ("ternary_op", 3), ("unary_op", 1), ("create_fma", 3), ("create_dot", 2)):
+        _widen_operands(name, operands)
+    for operation in (ReduceOps, ScanOps):
+        _widen_reduction(operation)
+    ScanOps.generic_scan = _scan
+    ReduceOps.generic_reduce = _reduce
+    _check_bounds()
+
+
+def widen(pattern: Array) -> Array:
+    """bfloat16 bit patterns as float32."""
+    return (np.ascontiguousarray(pattern).astype(np.uint32) << 16).view(np.float32)
+
+
+def narrow(values: Array) -> Array:
+    """float32 as bfloat16 bit patterns, rounded to nearest, ties to even, as a GPU rounds."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
+
+
+def _is_pattern(handle: Any) -> bool:
+    return isinstance(handle, TensorHandle) and handle.dtype.scalar == tl.bfloat16 and handle.data.dtype == np.uint16
+
+
+def _widened(handle: Any) -> Any:
+    return TensorHandle(widen(handle.data), tl.float32) if _is_pattern(handle) else handle
+
+
+def _mend_casts() -> None:
+    plain_cast, plain_convert = InterpreterBuilder.cast_impl, InterpreterBuilder.create_fp_to_fp
+
+    def cast(source: Any, target: Any, otherwise: Callable[[], Any]) -> Any:
+        types = source.dtype.scalar, target.scalar
+        if types == (tl.bfloat16, tl.float32):
+            return TensorHandle(widen(source.data), tl.float32)
+        if types == (tl.float32, tl.bfloat16):
+            return TensorHandle(narrow(source.data), tl.bfloat16)
+        return otherwise()
+
+    InterpreterBuilder.cast_impl = lambda self, source, target: cast(
+        source, target, lambda: plain_cast(self, source, target)
+    )
+    InterpreterBuilder.create_fp_to_fp = lambda self, source, target, rounding: cast(
+        source, target, lambda: plain_convert(self, source, target, rounding)
+    )
+
+
+def _widen_operands(name: str, operands: int) -> None:
+    """Computes in float32 where an operand is bfloat16, and rounds a floating result back."""
+    plain = getattr(InterpreterBuilder, name)
+
+    def wide(self: Any, *args: Any) -> Any:
+        if not any(_is_pattern(arg) for arg in args[:operands]):
+            return plain(self, *args)
+        result = plain(self, *(_widened(arg) for arg in args[:operands]), *args[operands:])
+        if result.data.dtype == np.bool_:
+            return TensorHandle(result.data, tl.int1)
+        # A product of bfloat16 matrices is accumulated, and stays, in float32.
+        return result if name == "create_dot" else TensorHandle(narrow(result.data), tl.bfloat16)
+
+    setattr(InterpreterBuilder, name, wide)
+
+
+def _widen_reduction(operation: Any) -> None:
+    plain = operation.apply_impl
+
+    def wide(self: Any, inputs: Any) -> Any:
+        if not any(_is_pattern(x.handle) for x in inputs):
+            return plain(self, inputs)
+        results = plain(self, tuple(_retyped(x, widen, tl.float32) if _is_pattern(x.handle) else x for x in inputs))
+        several = isinstance(results, (list, tuple))
+        narrowed = [
+            _retyped(x, narrow, tl.bfloat16) if x.dtype.scalar == tl.float32 else x
+            for x in (results if several else [results])
+        ]
+        return tuple(narrowed) if several else narrowed[0]
+
+    operation.apply_impl = wide
+
+
+def _retyped(x: Any, convert: Callable[[Array], Array], dtype: Any) -> Any:
+    data = convert(np.asarray(x.handle.data))
+    return tl.core.tensor(TensorHandle(data, dtype), tl.block_type(dtype, list(data.shape)) if data.ndim else dtype)
+
+
+def _slice(data: Array, axis: int, index: int) -> Array:
+    return np.ascontiguousarray(np.take(data, [index], axis=axis))
+
+
+def _combine(self: Any, left: list[Array], right: list[Array], inputs: Any) -> list[Array]:
+    """The user's function on whole slices, instead of on one element at a time."""
+    args = [self.to_tensor(data, x.dtype) for side in (left, right) for data, x in zip(side, inputs, strict=True)]
+    results = self.combine_fn.fn(*args)
+    results = results if isinstance(results, tuple) else (results,)
+    return [
+        x.handle.data if isinstance(x, tl.core.tensor) else np.full_like(a, x)
+        for x, a in zip(results, left, strict=True)
+    ]
+
+
+def _scan(self: Any, inputs: Any) -> list[Any]:
+    data, axis = [x.handle.data for x in inputs], self.axis
+    columns = [[_slice(x, axis, i) for x in data] for i in range(data[0].shape[axis])]
+    for i in range(1, len(columns)):
+        columns[i] = _combine(self, columns[i - 1], columns[i], inputs)
+    joined = [np.concatenate(parts, axis=axis) for parts in zip(*columns, strict=True)]
+    return [self.to_tensor(x, given.dtype) for x, given in zip(joined, inputs, strict=True)]
+
+
+def _reduce(self: Any, inputs: Any) -> list[Any]:
+    inputs, axis = self.unravel(inputs, self.axis)
+    data = [x.handle.data for x in inputs]
+    total = [_slice(x, axis, 0) for x in data]
+    for i in range(1, data[0].shape[axis]):
+        total = _combine(self, total, [_slice(x, axis, i) for x in data], inputs)
+    if not self.keep_dims:
+        total = [x.item() if x.ndim == 1 else np.squeeze(x, axis) for x in total]
+    return [self.to_tensor(x, given.dtype) for x, given in zip(total, inputs, strict=True)]
+
+
+def _check_bounds() -> None:
+    """Every unmasked lane of a load, store or atomic must hit the storage of an argument of the kernel."""
+    plain_argument, plain_run = interpreter._implicit_cvt, interpreter.GridExecutor.__call__
+
+    def argument(arg: Any) -> Any:
+        tensor = getattr(arg, "base", arg)
+        if hasattr(tensor, "untyped_storage"):
+            storage = tensor.untyped_storage()
+            _readable.append((storage.data_ptr(), storage.data_ptr() + storage.nbytes()))
+        return plain_argument(arg)
+
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        before = len(_readable)
+        try:
+            return plain_run(self, *args, **kwargs)
+        finally:
+            del _readable[before:]
+
+    interpreter._implicit_cvt = argument
+    interpreter.GridExecutor.__call__ = run
+    guarded = (("create_masked_load", 0, 1), ("create_masked_store", 0, 2), ("create_atomic_rmw", 1, 3))
+    for name, pointer, mask in guarded:
+        _guard(name, pointer, mask)
+
+
+def _guard(name: str, pointer: int, mask: int) -> None:
+    plain = getattr(InterpreterBuilder, name)
+
+    def checked(self: Any, *args: Any) -> Any:
+        _refuse_wild_lanes(name, args[pointer], args[mask], self.grid_idx)
+        return plain(self, *args)
+
+    setattr(InterpreterBuilder, name, checked)
+
+
+def _refuse_wild_lanes(name: str, pointers: Any, mask: Any, program: tuple[int, int, int]) -> None:
+    addresses = np.asarray(pointers.data).reshape(-1)
+    addresses = addresses[np.broadcast_to(np.asarray(mask.data), pointers.data.shape).reshape(-1).astype(bool)]
+    size = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
+    inside = np.zeros(addresses.shape, dtype=bool)
+    for low, high in _readable:
+        inside |= (addresses >= low) & (addresses + size <= high)
+    if not inside.all():
+        raise IndexError(f"{name}: {int((~inside).sum())} of {addresses.size} lanes out of bounds, program {program}")
