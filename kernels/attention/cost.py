@@ -81,7 +81,7 @@ def reachable_keys(
     key_offset: int = 0,
 ) -> int:
     """How many of the keys at least one of the new queries sees: what has to be read."""
-    if not causal:
+    if not causal or new_tokens == 0:
         return keys if new_tokens else 0
     first_query = max(0, keys - new_tokens)
     return keys - min(keys, first_visible(first_query, window, chunk, key_offset))

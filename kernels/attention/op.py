@@ -122,7 +122,9 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, see: Visibility) -> Tensor:
     k, v = k.transpose(1, 2), v.transpose(1, 2)
     if new == 1:
         # A step's heads become query rows of their key-value head, which reads each key once and not once per head.
-        rows = q.view(q.shape[0], k.shape[1], group, -1) if q.is_contiguous() else q[:, 0].unflatten(1, (-1, group))
+        rows = (
+            q.view(q.shape[0], k.shape[1], group, -1) if q.is_contiguous() else torch.unflatten(q[:, 0], 1, (-1, group))
+        )
         return scaled_dot_product_attention(rows, k, v, scale=see.scale).flatten(1, 2).unsqueeze(1)
     causal = see.causal and new > 1
     out = scaled_dot_product_attention(q.transpose(1, 2), k, v, is_causal=causal, scale=see.scale, enable_gqa=group > 1)
@@ -131,8 +133,9 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, see: Visibility) -> Tensor:
 
 def _meta(q: Tensor, k: Tensor, v: Tensor, scale: float, return_lse: bool) -> tuple[Tensor, Tensor]:
     """Shapes only, by one dense call that torch's counter sees (`dense_flops`): masks change neither."""
-    heads = (x.transpose(1, 2) for x in (q, k, v))
-    out = scaled_dot_product_attention(*heads, scale=scale, enable_gqa=q.shape[2] > k.shape[2]).transpose(1, 2)
+    grouped = q.shape[2] > k.shape[2]
+    q_heads, k_heads, v_heads = (x.transpose(1, 2) for x in (q, k, v))
+    out = scaled_dot_product_attention(q_heads, k_heads, v_heads, scale=scale, enable_gqa=grouped).transpose(1, 2)
     wide = torch.promote_types(q.dtype, torch.float32)
     return out, q.new_empty(q.shape[:3], dtype=wide) if return_lse else out
 

@@ -156,7 +156,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, piece: Piece, see: Visibility, pas
         q, k, v, 0.0, piece.rule == "causal", attn_mask=mask, scale=see.scale
     )
     if folded:
-        out, lse = out.unflatten(2, (group, -1)).flatten(1, 2), lse.unflatten(2, (group, -1)).flatten(1, 2)
+        out, lse = _unfold(out, group), _unfold(lse, group)
     return out[..., :value_dim].transpose(1, 2), lse.view(lse.shape[0], heads, -1)
 
 
@@ -182,7 +182,7 @@ def _backward(
     dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
         grad, q, k, v, out, lse.contiguous(), 0.0, piece.rule == "causal", attn_mask=mask, scale=see.scale
     )
-    dk, dv = (x.unflatten(1, (-1, group)).sum(2) for x in (dk, dv))
+    dk, dv = (torch.unflatten(x, 1, (-1, group)).sum(2) for x in (dk, dv))
     dq, dk, dv = dq[..., :key_dim], dk[..., :key_dim], dv[..., :value_dim]
     return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)
 
@@ -194,7 +194,12 @@ def _fused(q: Tensor, see: Visibility) -> bool:
 
 def _fold(q: Tensor, group: int) -> Tensor:
     """[batch, new, heads, D] to [batch, kv_heads, group new, D]: a key-value head's queries become rows of one."""
-    return q.unflatten(2, (-1, group)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+    return torch.unflatten(q, 2, (-1, group)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+
+
+def _unfold(rows: Tensor, group: int) -> Tensor:
+    """[batch, kv_heads, group new, ...] back to [batch, heads, new, ...]."""
+    return torch.unflatten(rows, 2, (group, -1)).flatten(1, 2)
 
 
 def _equal_width(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -231,7 +236,7 @@ def _row_blocks(piece: Piece) -> Iterator[Piece]:
 def _scores(q: Tensor, k: Tensor, block: Piece, see: Visibility, past: int) -> Tensor:
     """Scaled, capped and masked scores [batch, kv_heads, group, new, keys], at least float32."""
     wide = torch.promote_types(q.dtype, torch.float32)
-    q = q.unflatten(2, (k.shape[2], -1)).permute(0, 2, 3, 1, 4)
+    q = torch.unflatten(q, 2, (k.shape[2], -1)).permute(0, 2, 3, 1, 4)
     scores = (q @ k.permute(0, 2, 3, 1).unsqueeze(2)).to(wide) * see.scale
     if see.soft_cap is not None:
         scores = see.soft_cap * torch.tanh(scores / see.soft_cap)
@@ -269,8 +274,8 @@ def _dense_backward(
     for block in _row_blocks(piece):
         rows, columns = slice(block.q0 - piece.q0, block.q1 - piece.q0), slice(0, block.k1 - block.k0)
         scores = _scores(q[:, rows], k[:, columns], block, see, past)
-        weights = torch.exp(scores - lse[:, :, rows].unflatten(1, split).unsqueeze(-1))
-        g, o, rows_q = (x[:, rows].unflatten(2, split).permute(0, 2, 3, 1, 4) for x in (grad, out, q))
+        weights = torch.exp(scores - torch.unflatten(lse[:, :, rows], 1, split).unsqueeze(-1))
+        g, o, rows_q = (torch.unflatten(x[:, rows], 2, split).permute(0, 2, 3, 1, 4) for x in (grad, out, q))
         along = (g.to(weights.dtype) * o.to(weights.dtype)).sum(-1, keepdim=True)
         d_scores = weights * ((g @ v[:, columns].permute(0, 2, 3, 1).unsqueeze(2)).to(weights.dtype) - along)
         if see.soft_cap is not None:

@@ -107,7 +107,7 @@ def _gradient(ctx: Any, grad: Tensor, _grad_lse: Tensor | None) -> tuple[Tensor 
 _attention.register_autograd(_gradient, setup_context=_setup)
 
 
-@register_flop_formula(torch.ops.archcompass.attention_pieces)  # type: ignore[untyped-decorator]
+@register_flop_formula(torch.ops.archcompass.attention_pieces)
 def _flops(
     q: Any,
     k: Any,

@@ -129,12 +129,12 @@ def _gradient_losses(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 _losses.register_autograd(_gradient_losses, setup_context=_setup_losses)
 
 
-@register_flop_formula(torch.ops.archcompass.linear_cross_entropy)  # type: ignore[untyped-decorator]
+@register_flop_formula(torch.ops.archcompass.linear_cross_entropy)
 def _flops_losses(hidden: Any, weight: Any, *_: Any, **__: Any) -> int:
     return _cost(hidden, weight, training=False)
 
 
-@register_flop_formula(torch.ops.archcompass.linear_cross_entropy_gradients)  # type: ignore[untyped-decorator]
+@register_flop_formula(torch.ops.archcompass.linear_cross_entropy_gradients)
 def _flops_gradients(hidden: Any, weight: Any, *_: Any, **__: Any) -> int:
     return _cost(hidden, weight, training=True)
 

@@ -51,9 +51,9 @@ def linear_cross_entropy(
     rest = (ignore_index, soft_cap, scale, chunk or chunk_tokens(weight.shape[0]))
     learning = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     if reduction != "none" and learning:
-        return weighted_loss(hidden, weight, targets, _token_weights(targets, ignore_index, reduction), *rest)
+        return weighted_loss(hidden, weight, targets, _token_weights(hidden, targets, ignore_index, reduction), *rest)
     losses = losses_of(hidden, weight, targets, *rest)
-    return losses if reduction == "none" else (losses * _token_weights(targets, ignore_index, reduction)).sum()
+    return losses if reduction == "none" else (losses * _token_weights(hidden, targets, ignore_index, reduction)).sum()
 
 
 def explain(hidden: Tensor, *, backend: str = "auto", strict: bool = False) -> Choice:
@@ -61,9 +61,9 @@ def explain(hidden: Tensor, *, backend: str = "auto", strict: bool = False) -> C
     return choose("linear_cross_entropy", backend, hidden.device, refusals={"triton": "not written yet"}, strict=strict)
 
 
-def _token_weights(targets: Tensor, ignore_index: int, reduction: str) -> Tensor:
+def _token_weights(hidden: Tensor, targets: Tensor, ignore_index: int, reduction: str) -> Tensor:
     """What each token's loss counts for: 1 for the sum, 1 / (tokens that count) for the mean."""
-    counted = (targets != ignore_index).to(torch.float32)
+    counted = (targets != ignore_index).to(torch.promote_types(hidden.dtype, torch.float32))
     return counted / counted.sum().clamp(min=1.0) if reduction == "mean" else counted
 
 

@@ -25,7 +25,8 @@ def _gelu_tanh(x: Tensor) -> Tensor:
 
 
 def _gelu_tanh_derivative(grad: Tensor, x: Tensor) -> Tensor:
-    return torch.ops.aten.gelu_backward(grad, x, approximate="tanh")
+    derivative: Tensor = torch.ops.aten.gelu_backward(grad, x, approximate="tanh")
+    return derivative
 
 
 # name: (function, its vector-Jacobian product)

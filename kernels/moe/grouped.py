@@ -31,7 +31,9 @@ def moe_grouped(
 ) -> Tensor:
     """Shapes as `moe_mlp`."""
     settings = (activation.name, activation.gated, activation.alpha, activation.limit, activation.up_offset)
-    return _moe(x, weights.to(x.dtype), experts, gate_up, down, gate_up_bias, down_bias, *settings, scale_input)
+    tensors = (x, weights.to(x.dtype), experts, gate_up, down, gate_up_bias, down_bias)
+    result: Tensor = _moe(*tensors, *settings, scale_input)
+    return result
 
 
 def moe_dense_equivalent(x: Tensor, experts: Tensor, gate_up: Tensor, down: Tensor, activation: Activation) -> Tensor:
@@ -144,7 +146,7 @@ def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 _moe.register_autograd(_gradient, setup_context=_setup)
 
 
-@register_flop_formula(torch.ops.archcompass.moe_grouped)  # type: ignore[untyped-decorator]
+@register_flop_formula(torch.ops.archcompass.moe_grouped)
 def _flops(
     x: Any,
     weights: Any,

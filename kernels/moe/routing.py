@@ -11,12 +11,17 @@ One function for the families in use. Scores are computed in float32 (float64 st
 | Llama 4                 | sigmoid | top 1                                        | as they are, on expert's input |
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from archcompass.errors import InputError
 
-SCORES = {"softmax": lambda logits: logits.softmax(-1), "sigmoid": torch.sigmoid}
+SCORES: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda logits: logits.softmax(-1),
+    "sigmoid": torch.sigmoid,
+}
 
 
 def route(
@@ -94,7 +99,7 @@ def load_balance_loss(probabilities: Tensor, experts: Tensor, *, mask: Tensor | 
 
 
 def _best_groups_only(ranking: Tensor, groups: int, groups_kept: int) -> Tensor:
-    by_group = ranking.unflatten(-1, (groups, -1))
+    by_group = torch.unflatten(ranking, -1, (groups, -1))
     strength = by_group.topk(min(2, by_group.shape[-1]), dim=-1).values.sum(-1)
     best = strength.topk(groups_kept, dim=-1).indices
     kept = torch.zeros_like(strength, dtype=torch.bool).scatter(-1, best, True)

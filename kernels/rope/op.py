@@ -41,7 +41,7 @@ def _rotate_torch(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Ten
     half = cos.shape[-1]
     cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
     turned = x[..., : 2 * half]
-    first, second = (turned[..., 0::2], turned[..., 1::2]) if interleaved else turned.split(half, dim=-1)
+    first, second = (turned[..., 0::2], turned[..., 1::2]) if interleaved else turned.chunk(2, dim=-1)
     pair = (first * cos - second * sin, second * cos + first * sin)
     result = torch.stack(pair, dim=-1).flatten(-2) if interleaved else torch.cat(pair, dim=-1)
     result = result.to(x.dtype)

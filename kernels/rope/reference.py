@@ -13,8 +13,9 @@ def rotate_reference(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool =
     half = cos.shape[-1]
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     turned, passed = x[..., : 2 * half].to(wide), x[..., 2 * half :]
-    pairs = turned.unflatten(-1, (half, 2)) if interleaved else turned.unflatten(-1, (2, half)).transpose(-1, -2)
+    pairs = torch.unflatten(turned, -1, (half, 2) if interleaved else (2, half))
+    pairs = pairs if interleaved else pairs.transpose(-1, -2)
     angle = torch.complex(cos.to(wide), sin.to(wide)).unsqueeze(-2)
-    result = torch.view_as_real(torch.view_as_complex(pairs.contiguous()) * angle)
+    result = torch.view_as_real(torch.complex(pairs[..., 0], pairs[..., 1]) * angle)
     result = result if interleaved else result.transpose(-1, -2)
     return torch.cat((result.flatten(-2).to(x.dtype), passed), dim=-1)
