@@ -1,0 +1,190 @@
+"""Quantities as people write them: "128k" tokens, "24GB" of memory, "1.5m", "unbounded", "2 s".
+
+A suffix on tokens is binary, because that is how context windows are named: 128k is 131,072 and 1M is 1,048,576. A suffix
+on bytes is what it says: GB is 10^9, GiB is 2^30.
+"""
+
+import math
+import re
+from typing import Final
+
+from archcompass.errors import InputError
+
+UNBOUNDED: Final = "unbounded"
+
+TOKEN_SUFFIXES = {"": 1, "k": 2**10, "ki": 2**10, "m": 2**20, "mi": 2**20, "g": 2**30, "b": 2**30, "gi": 2**30}
+
+BYTE_SUFFIXES = {
+    "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+    "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
+    "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
+}  # fmt: skip
+
+MILLISECONDS = {"": 1.0, "us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3, "sec": 1e3, "min": 6e4}
+
+BARE_GIGABYTES_BELOW = 10**6
+"""A memory size without a unit is in GB below this and in bytes from here on."""
+
+ENDLESS = {"unbounded", "endless", "infinite", "inf", "unlimited"}
+
+_QUANTITY = re.compile(r"(?P<number>[+-]?(?:\d[\d,_ ]*)?(?:\.\d+)?(?:e[+-]?\d+)?)\s*(?P<unit>[a-zµ]*)", re.IGNORECASE)
+
+
+def split(text: str) -> tuple[float, str]:
+    """The number and the lower-cased unit in `text`.
+
+    Raises:
+        InputError: no number at its front, or something after the unit.
+    """
+    match = _QUANTITY.fullmatch(text.strip())
+    digits = re.sub("[,_ ]", "", match["number"]) if match else ""
+    try:
+        return float(digits), match["unit"].lower() if match else ""
+    except ValueError:
+        raise InputError(f"is {text[:40]!r}; write a number, with a suffix if you like") from None
+
+
+def plain(value: object) -> object:
+    """The number in a text without a unit; anything else as it is.
+
+    Raises:
+        InputError: a text that is no number, or carries a unit.
+    """
+    if not isinstance(value, str):
+        return value
+    number, unit = split(value)
+    if unit:
+        raise InputError(f"is {value[:40]!r}; write a number without a unit")
+    return number
+
+
+def whole(value: object, *, low: int, high: int, unit: str = "") -> int:
+    """`value` as a whole number between `low` and `high`.
+
+    Raises:
+        InputError: no number, a fraction, not finite, or out of the range; says the nearest that would do.
+    """
+    return int(within(plain(value), low=low, high=high, unit=unit, whole_number=True))
+
+
+def within(value: object, *, low: float, high: float, unit: str = "", whole_number: bool = False) -> float:
+    """`value` as a number between `low` and `high`.
+
+    Raises:
+        InputError: no number, not finite, or out of the range; says the nearest that would do.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InputError(f"is {str(value)[:40]!r}; write a number")
+    if not math.isfinite(value):
+        raise InputError(f"is {value}; write a finite number")
+    suffix = f" {unit}" if unit else ""
+    if not low <= value <= high:
+        near = low if value < low else high
+        raise InputError(f"is {value:,}{suffix}; it must lie between {low:,} and {high:,}; nearest: {near:,}")
+    if whole_number and value != int(value):
+        raise InputError(f"is {value:,}{suffix}; write a whole number; nearest: {round(value):,}")
+    return value
+
+
+def tokens(value: object, *, high: int = 2**40) -> int:
+    """A number of tokens: 4096, "128k", "1.5m", "20 million", "100,000 tokens".
+
+    Raises:
+        InputError: no such quantity, or none between 1 and `high`.
+    """
+    if not isinstance(value, str):
+        return whole(value, low=1, high=high, unit="tokens")
+    text = re.sub(r"\s*(tokens?|tok)$", "", value.strip(), flags=re.IGNORECASE)
+    text = re.sub(r"\s*(million|mio)$", "e6", re.sub(r"\s*(thousand)$", "e3", text, flags=re.IGNORECASE))
+    number, unit = split(text)
+    if unit not in TOKEN_SUFFIXES:
+        raise InputError(f"is {value[:40]!r}; the suffixes of tokens are k, M and G, as in '128k'")
+    return whole(_rounded(number * TOKEN_SUFFIXES[unit]), low=1, high=high, unit="tokens")
+
+
+def context(value: object) -> int | str:
+    """A sequence length in tokens, or "unbounded" for one that never ends.
+
+    Raises:
+        InputError: neither.
+    """
+    if isinstance(value, str) and value.strip().lower() in ENDLESS:
+        return UNBOUNDED
+    return tokens(value, high=2**33)
+
+
+def memory(value: object, *, low: int = 2**20, high: int = 10**13) -> int:
+    """A memory size in bytes: "24GB", "24GiB", "512 MiB"; a bare number below a million is in GB.
+
+    Raises:
+        InputError: no such quantity, or none between 1 MiB and 10 TB.
+    """
+    if isinstance(value, str):
+        number, unit = split(value)
+        if unit and unit not in BYTE_SUFFIXES:
+            raise InputError(f"is {value[:40]!r}; the units of memory are MB, GB, TB, MiB, GiB and TiB, as in '24GB'")
+    else:
+        number, unit = within(value, low=-math.inf, high=math.inf), ""
+    if not math.isfinite(number):
+        raise InputError(f"is {value}; write a finite number")
+    scale = BYTE_SUFFIXES[unit] if unit else (10**9 if number < BARE_GIGABYTES_BELOW else 1)
+    size = _rounded(number * scale)
+    if not low <= size <= high:
+        raise InputError(
+            f"is {value}; it must lie between 1 MiB and 10 TB; nearest: {'1MiB' if size < low else '10TB'}"
+        )
+    return int(size)
+
+
+def milliseconds(value: object) -> float:
+    """A time in milliseconds: 500, "500ms", "2 s", "50us".
+
+    Raises:
+        InputError: no such quantity, or none between a nanosecond and a day.
+    """
+    number, unit = split(value) if isinstance(value, str) else (value, "")
+    if unit not in MILLISECONDS:
+        raise InputError(f"is {str(value)[:40]!r}; the units of time are us, ms and s, as in '500ms'")
+    scaled = number * MILLISECONDS[unit] if isinstance(number, float) else number
+    return float(within(scaled, low=1e-6, high=86_400_000.0, unit="ms"))
+
+
+def _rounded(number: float) -> float:
+    """`number` without the dust of binary fractions: 1.1k is 1,126 tokens."""
+    return float(round(number)) if math.isfinite(number) else number
+
+
+def say_tokens(count: int | str) -> str:
+    """Tokens for a reader: "128k", "1M", "4,352"."""
+    if not isinstance(count, int):
+        return str(count)
+    for size, suffix in ((2**30, "G"), (2**20, "M"), (2**10, "k")):
+        if count >= size and count % (size // 8 if size > 2**10 else size) == 0:
+            return f"{count / size:g}{suffix}"
+    return f"{count:,}" if count < 10_000 else f"{count / 1024:,.0f}k"
+
+
+def say_bytes(size: float) -> str:
+    """Bytes for a reader, in decimal units as cards are sold: "20.9 GB"."""
+    for scale, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= scale:
+            return f"{size / scale:.3g} {unit}" if size < 100 * scale else f"{size / scale:,.0f} {unit}"
+    return f"{size:.0f} B"
+
+
+def say_count(count: float) -> str:
+    """Parameters for a reader: "31B", "3.4B", "350M"."""
+    for scale, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= scale:
+            value = count / scale
+            return f"{value:.0f}{unit}" if value >= 9.95 else f"{value:.1f}".removesuffix(".0") + unit
+    return f"{count:.0f}"
+
+
+def say_seconds(seconds: float) -> str:
+    """A time for a reader: "9.8 s", "340 ms", "0.05 ms"."""
+    if seconds >= 120:
+        return f"{seconds / 60:,.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
+    if seconds >= 1:
+        return f"{seconds:.1f} s"
+    return f"{seconds * 1e3:.3g} ms"
