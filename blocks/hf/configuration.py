@@ -1,0 +1,143 @@
+"""Between config.json and `ModelSpec`: finds the family, reads, writes, and checks what was written by reading it back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from archcompass.blocks.hf.compare import differences
+from archcompass.blocks.hf.family import Family
+from archcompass.blocks.hf.fields import Fields
+from archcompass.blocks.model.files import read_text
+from archcompass.blocks.model.spec import ModelSpec
+from archcompass.errors import ConversionError, FileFormatError, InputError, SpecError, nearest
+
+_PREFERRED = ("llama", "mistral", "qwen3", "mixtral", "qwen3_moe")
+"""Families tried first for a model that does not say its own; the rest follow by name."""
+
+
+@cache
+def model_types() -> tuple[str, ...]:
+    """Every `model_type` that can be read."""
+    here = Path(__file__).parent / "families"
+    found = [path.stem for path in here.glob("*.py") if path.stem != "__init__"]
+    return (*(name for name in _PREFERRED if name in found), *sorted(set(found) - set(_PREFERRED)))
+
+
+@cache
+def family(model_type: str) -> Family:
+    """The family called `model_type`; imports only its file.
+
+    Raises:
+        ConversionError: no adapter reads it.
+    """
+    if model_type not in model_types():
+        close = nearest(model_type, model_types())
+        hint = f"; nearest: {', '.join(close)}" if close else f"; known: {', '.join(model_types())}"
+        raise ConversionError(f"model_type {model_type!r} has no adapter{hint}")
+    found: Family = import_module(f"archcompass.blocks.hf.families.{model_type}").FAMILY
+    return found
+
+
+def load_config(path: str | Path) -> ModelSpec:
+    """The model of a config.json, given as the file or its folder.
+
+    Raises:
+        FileFormatError: no such file, or no JSON object.
+        ConversionError: it says something this package cannot; names the field.
+    """
+    file, config = read_json(path)
+    spec = read_config(config)
+    folder = file.resolve().parent.name
+    return spec.model_copy(update={"name": (folder if file.name == "config.json" and folder else file.stem)[:200]})
+
+
+def read_json(path: str | Path) -> tuple[Path, dict[str, Any]]:
+    """The file that was meant and its content.
+
+    Raises:
+        FileFormatError: no such file, or no JSON object.
+    """
+    file = Path(path)
+    file = file / "config.json" if file.is_dir() else file
+    try:
+        config = json.loads(read_text(file), object_hook=_special_floats)
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise FileFormatError(f"{file.name} is no JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise FileFormatError(f"{file.name} holds a {type(config).__name__}; a configuration is a mapping")
+    return file, config
+
+
+def read_config(config: Mapping[str, Any]) -> ModelSpec:
+    """The model that a configuration's keys describe.
+
+    Raises:
+        ConversionError: no `model_type`, one without an adapter, or a field that cannot be said here.
+    """
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise ConversionError("model_type is missing; a Hugging Face config.json names its family there")
+    chosen = family(model_type)
+    fields = Fields(config, chosen.no_effect)
+    try:
+        spec = chosen.read(fields)
+    except ConversionError:
+        raise
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise ConversionError(f"this {model_type} configuration describes no model: {_plain(error)}") from error
+    fields.finish()
+    return spec
+
+
+def to_config(spec: ModelSpec, model_type: str | None = None) -> dict[str, Any]:
+    """The config.json that says this model.
+
+    Args:
+        spec: the model.
+        model_type: the family to write; None takes the model's own, else the first that can say it.
+
+    Raises:
+        ConversionError: the family (or, without one, no family) can say it; names the field that is lost.
+    """
+    wanted = model_type or spec.model_type
+    if wanted is not None:
+        return _written(spec, family(wanted))
+    reasons: dict[str, str] = {}
+    for name in model_types():
+        try:
+            return _written(spec, family(name))
+        except ConversionError as error:
+            reasons[name] = str(error)
+    raise ConversionError(f"no Hugging Face family can say this model; llama: {reasons.get('llama', 'not read')}")
+
+
+def _written(spec: ModelSpec, chosen: Family) -> dict[str, Any]:
+    head = {"architectures": [chosen.architecture], "model_type": chosen.model_type}
+    try:
+        config = {**head, **chosen.write(spec)}
+        back = read_config(config)
+    except ConversionError as error:
+        raise ConversionError(f"{chosen.model_type} cannot say this model: {error}") from error
+    except (SpecError, AttributeError, KeyError, IndexError, ValueError) as error:
+        raise ConversionError(f"{chosen.model_type} cannot say this model: {_plain(error)}") from error
+    if lost := differences(spec, back):
+        raise ConversionError(f"{chosen.model_type} cannot say this model: {lost[0]}")
+    return config
+
+
+def _special_floats(value: dict[str, Any]) -> Any:
+    """transformers writes infinity as {"__float__": "Infinity"}."""
+    if set(value) == {"__float__"}:
+        return float(str(value["__float__"]).replace("Infinity", "inf"))
+    return value
+
+
+def _plain(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

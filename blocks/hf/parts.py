@@ -1,0 +1,101 @@
+"""Name tables of the parts that most families share: the two ends, attention, MLPs and experts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from archcompass.blocks.attention.spec import Attention
+from archcompass.blocks.gated_mlp.spec import GatedMLP
+from archcompass.blocks.hf.weights import Form, Rows, Same, Stacked, Weight, same
+from archcompass.blocks.model.spec import ModelSpec
+from archcompass.blocks.moe.spec import MoE
+
+
+def ends(
+    spec: ModelSpec,
+    embedding: str = "model.embed_tokens.weight",
+    norm: str = "model.norm.weight",
+    head: str = "lm_head.weight",
+) -> Iterator[Weight]:
+    """Embedding table, final norm and, unless it is tied, the head."""
+    yield same("embedding.weight", embedding)
+    if spec.norm is not None:
+        yield same("norm.weight", norm)
+    if not spec.tie_word_embeddings:
+        yield same("head.weight", head)
+
+
+def joined(ours: str, theirs: Iterable[str], sizes: Iterable[int], bias: bool = False) -> Iterator[Weight]:
+    """Several projections of the checkpoint as the rows of one of ours."""
+    names, rows = tuple(theirs), tuple(sizes)
+    yield Weight(f"{ours}.weight", tuple(f"{name}.weight" for name in names), Rows(rows))
+    if bias:
+        yield Weight(f"{ours}.bias", tuple(f"{name}.bias" for name in names), Rows(rows))
+
+
+def linear(ours: str, theirs: str, bias: bool = False) -> Iterator[Weight]:
+    """One projection."""
+    yield same(f"{ours}.weight", f"{theirs}.weight")
+    if bias:
+        yield same(f"{ours}.bias", f"{theirs}.bias")
+
+
+def attention(
+    ours: str,
+    theirs: str,
+    block: Attention,
+    projections: tuple[str, str, str, str] = ("q_proj", "k_proj", "v_proj", "o_proj"),
+    norms: tuple[str, str] = ("q_norm", "k_norm"),
+) -> Iterator[Weight]:
+    """Softmax attention whose checkpoint keeps queries, keys and values apart."""
+    query, key, value, output = (f"{theirs}.{name}" for name in projections)
+    gate = block.query_width if block.output_gate else 0
+    rows = (block.query_width + gate, block.key_width, block.key_width)
+    yield from joined(f"{ours}.qkv", (query, key, value), rows, block.qkv_bias)
+    yield from linear(f"{ours}.output", output, block.output_bias)
+    if block.qk_norm != "none":
+        yield same(f"{ours}.query_norm.weight", f"{theirs}.{norms[0]}.weight")
+        yield same(f"{ours}.key_norm.weight", f"{theirs}.{norms[1]}.weight")
+    if block.sinks:
+        yield same(f"{ours}.sinks", f"{theirs}.sinks")
+
+
+def mlp(
+    ours: str,
+    theirs: str,
+    block: GatedMLP,
+    projections: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+) -> Iterator[Weight]:
+    """A dense MLP, gated or plain."""
+    gate, up, down = (f"{theirs}.{name}" for name in projections)
+    if block.gated:
+        size = block.intermediate_size
+        yield from joined(f"{ours}.inward", (gate, up), (size, size), block.bias)
+    else:
+        yield from linear(f"{ours}.inward", up, block.bias)
+    yield from linear(f"{ours}.down", down, block.bias)
+
+
+def experts(
+    ours: str,
+    theirs: str,
+    block: MoE,
+    projections: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+    router: str = "gate",
+    shared: str = "shared_expert",
+) -> Iterator[Weight]:
+    """Routed experts that the checkpoint keeps one by one, under `theirs.experts.N`, and what stands beside them."""
+    gate, up, down = projections
+    count, size = block.num_experts, block.moe_intermediate_size
+    inward = (gate, up) if block.gated else (up,)
+    form: Form = Rows((size, size)) if block.gated else Same()
+    each = [f"{theirs}.experts.{expert}" for expert in range(count)]
+    yield Weight(
+        f"{ours}.gate_up", tuple(f"{one}.{name}.weight" for one in each for name in inward), Stacked(count, form)
+    )
+    yield Weight(f"{ours}.down", tuple(f"{one}.{down}.weight" for one in each), Stacked(count))
+    yield from linear(f"{ours}.router", f"{theirs}.{router}", block.router_bias)
+    if block.shared is not None:
+        yield from mlp(f"{ours}.shared", f"{theirs}.{shared}", block.shared)
+    if block.shared_expert_gate:
+        yield same(f"{ours}.shared_gate.weight", f"{theirs}.{shared}_gate.weight")
