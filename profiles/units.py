@@ -1,4 +1,4 @@
-"""Quantities as people write them: "24GB", "24GiB", "1008GB/s", "165 TFLOPS", "128k".
+"""Quantities as people write them: "24GB", "24GiB", "1008GB/s", "165 TFLOPS".
 
 GB is 10^9 bytes and GiB 2^30; neither is ever read as the other.
 """
@@ -57,20 +57,6 @@ def parse_flops(value: str | float, field: str = "tflops") -> float:
     if match is None:
         raise InputError(f"{field} is {value!r}: write a rate such as 165 or 165TFLOPS")
     return float(_positive(number * _DECIMAL[match.group(1)], field, value))
-
-
-def parse_tokens(value: str | float, field: str = "tokens") -> int:
-    """Tokens of 4096, "4096", "128k" or "1M". k is 1000 except where a power of two is meant: 4k, 8k, ... 128k, 256k.
-
-    Raises:
-        InputError: it is no number of tokens, or not positive.
-    """
-    number, unit = _split(value, field, "a number of tokens such as 4096, 128k or 1M")
-    if unit not in ("", "k", "m"):
-        raise InputError(f"{field} is {value!r}: write a number of tokens such as 4096, 128k or 1M")
-    if unit == "k" and number == int(number) and int(number) & (int(number) - 1) == 0:
-        return _positive(number * 1024, field, value)
-    return _positive(number * _DECIMAL[unit], field, value)
 
 
 def _split(value: str | float, field: str, wanted: str) -> tuple[float, str]:

@@ -1,0 +1,54 @@
+"""Which efficiency table serves a machine: the user's own calibration first, then a shipped one, then the literature."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from functools import lru_cache
+from pathlib import Path
+
+from archcompass.profiles.efficiency import ACCELERATOR, PROCESSOR, Efficiency, from_json, shipped
+from archcompass.profiles.hardware import Hardware
+from archcompass.profiles.request import Engine
+
+
+def cache_directory() -> Path:
+    """Where calibrations of this user lie: $XDG_CACHE_HOME/archcompass, or ~/.cache/archcompass."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(base) / "archcompass"
+
+
+def file_name(hardware: Hardware, engine: Engine = "native") -> str:
+    """Name of a machine's table, without extension: cards by id, processors by model and cores."""
+    if not hardware.is_cpu:
+        return f"{hardware.id}-{engine}"
+    from archcompass.profiles.cpu import usable_cores
+
+    model = re.sub(r"[^a-z0-9]+", "-", hardware.name.lower()).strip("-")
+    return f"cpu-{model}-{usable_cores()}-{engine}"
+
+
+def efficiency_of(hardware: Hardware, engine: Engine = "native") -> Efficiency:
+    """The best table there is for `hardware` under `engine`.
+
+    Raises:
+        FileFormatError: the user's calibration is broken.
+    """
+    if hardware.kind == "described":
+        return ACCELERATOR
+    return _load(file_name(hardware, engine), hardware.is_cpu, str(cache_directory()))
+
+
+def forget() -> None:
+    """Reads tables anew, after a calibration."""
+    _load.cache_clear()
+    shipped.cache_clear()
+
+
+@lru_cache(maxsize=64)
+def _load(name: str, is_cpu: bool, directory: str) -> Efficiency:
+    own = Path(directory) / f"{name}.json"
+    if own.is_file():
+        return from_json(json.loads(own.read_text(encoding="utf-8")), where=own.name)
+    return shipped(name) or (PROCESSOR if is_cpu else ACCELERATOR)
