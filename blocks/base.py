@@ -93,6 +93,10 @@ class Step:
         """Bytes of one activation."""
         return DTYPE_BYTES[self.activations]
 
+    def cached_bytes(self, activation_bytes: float) -> float:
+        """What takes `activation_bytes` as activations, stored in the cache's precision."""
+        return self.cache_precision.bytes(activation_bytes / self.element_bytes)
+
 
 class Op(NamedTuple):
     """Work that one kernel does.
@@ -318,9 +322,12 @@ class Block(BaseModel):
 
     @classmethod
     def tiny(cls) -> list[Self]:
-        """Small instances that together exercise every option; the contract tests run over them."""
+        """Small instances that together exercise every option, for TINY_WIDTH channels; the contract tests run over them."""
         raise TypeError(f"{cls.__name__} offers no tiny instances")
 
+
+TINY_WIDTH = 64
+"""The width that the instances of `Block.tiny` act on."""
 
 BLOCKS: dict[str, type[Block]] = {}
 """Every block class by kind. Filled by `known_blocks`."""
@@ -429,6 +436,7 @@ def explain(error: ValidationError, where: str = "", fields: Iterable[str] = ())
 
 __all__ = [
     "BLOCKS",
+    "TINY_WIDTH",
     "AnyBlock",
     "Block",
     "Live",

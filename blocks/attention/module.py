@@ -43,6 +43,18 @@ class AttentionModule(BlockModule):
         query, key, value, gate = self._project(x)
         query, key = turn(query, self.spec.rope, context), turn(key, self.spec.rope, context)
         key, value, state, first = self._remember(key, value, state, context)
+        out = self._attend(query, key, value, first, context.padding).flatten(2)
+        return self.output(out if gate is None else out * gate.sigmoid()), state
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, first: int, padding: Tensor | None) -> Tensor:
+        """[batch, time, heads, head_dim]; `first` is the position of the first key."""
+        if padding is not None and first and self.spec.attention_chunk_size:
+            # Chunks count from each row's first real token, so every row has its own distance to them.
+            rows = zip(query.split(1), key.split(1), value.split(1), padding.split(1), strict=True)
+            return torch.cat([self._core(*row, first) for row in rows])
+        return self._core(query, key, value, padding, first)
+
+    def _core(self, query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None, first: int) -> Tensor:
         out = attention(
             query,
             key,
@@ -52,10 +64,11 @@ class AttentionModule(BlockModule):
             sinks=self.sinks,
             soft_cap=self.spec.logit_soft_cap,
             scale=self.spec.scale,
-            padding=None if context.padding is None else (context.padding - first).clamp(min=0),
-            key_offset=first,
-        ).flatten(2)
-        return self.output(out if gate is None else out * gate.sigmoid()), state
+            padding=None if padding is None else (padding - first).clamp(min=0),
+            key_offset=first if padding is None or len(padding) > 1 else max(0, first - int(padding)),
+        )
+        assert isinstance(out, Tensor)
+        return out
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Queries, keys and values [batch, time, heads, head_dim], and the gate [batch, time, query width]."""

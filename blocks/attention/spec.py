@@ -9,10 +9,10 @@ from typing import Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from archcompass.blocks.base import Block, Live, Op, Parameters, StateTensor, Step, Traits, gemm, pointwise
+from archcompass.blocks.base import Block, Live, Op, Parameters, StateTensor, Step, Traits, costed, gemm, pointwise
 from archcompass.blocks.rope import Rope
 from archcompass.errors import SpecError
-from archcompass.kernels.attention.cost import attention_cost
+from archcompass.kernels.attention.cost import attention_cost, reachable_keys
 
 
 class Attention(Block):
@@ -131,38 +131,34 @@ class Attention(Block):
         return context
 
     def _core(self, step: Step) -> Op:
-        """Scores, softmax and the weighted sum; shape is (batch, heads, key heads, new tokens, keys, head_dim)."""
+        """Scores, softmax and the weighted sum.
+
+        Shape is (batch, heads, key heads, new tokens, keys, key_dim, value_dim).
+        """
         past = self._visible(step.past_tokens)
+        keys = past + step.new_tokens
+        sight = {
+            "window": self.sliding_window,
+            "chunk": self.attention_chunk_size,
+            "key_offset": step.past_tokens - past,
+        }
         cost = attention_cost(
             batch=step.batch,
             new_tokens=step.new_tokens,
-            keys=past + step.new_tokens,
+            keys=keys,
             heads=self.num_attention_heads,
             kv_heads=self.num_key_value_heads,
             key_dim=self.head_dim,
             value_dim=self.head_dim,
-            window=self.sliding_window,
-            chunk=self.attention_chunk_size,
             element_bytes=step.element_bytes,
+            **sight,
         )
-        passes = 3 if step.training else 1
-        cached = sum(tensor.bytes(step) for tensor in self.state(0, past + step.new_tokens)) * step.batch
-        return Op(
-            kind="attention",
-            name="attention",
-            flops=float(cost.flops * passes),
-            state_bytes=cached * passes,
-            activation_bytes=float(cost.activation_bytes * passes),
-            shape=(
-                step.batch,
-                self.num_attention_heads,
-                self.num_key_value_heads,
-                step.new_tokens,
-                past + step.new_tokens,
-                self.head_dim,
-            ),
-            compute=step.activations,
-        )
+        heads = (self.num_attention_heads, self.num_key_value_heads)
+        # A single step is handed only what it sees; a segment is handed all there is, and cut into pieces inside.
+        handed = reachable_keys(1, keys, True, **sight) if step.new_tokens == 1 else keys
+        shape = (step.batch, *heads, step.new_tokens, handed, self.head_dim, self.head_dim)
+        operation = costed(step, "attention", "attention", cost, shape)
+        return operation if step.training else operation._replace(state_bytes=step.cached_bytes(cost.state_bytes))
 
     @classmethod
     def tiny(cls) -> list[Self]:

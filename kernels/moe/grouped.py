@@ -36,11 +36,12 @@ def moe_grouped(
     return result
 
 
-def moe_dense_equivalent(x: Tensor, experts: Tensor, gate_up: Tensor, down: Tensor, activation: Activation) -> Tensor:
+def moe_dense_equivalent(x: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, activation: Activation) -> Tensor:
     """Products of the same FLOPs and shapes that ask for no values: every chosen row through expert 0. For meta."""
-    tokens, top_k = experts.shape
+    tokens, top_k = weights.shape
     rows = x.unsqueeze(1).expand(-1, top_k, -1).reshape(tokens * top_k, -1)
-    return linear(activation(linear(rows, gate_up[0])), down[0]).view(tokens, top_k, -1).sum(1)
+    out = linear(activation(linear(rows, gate_up[0])), down[0]).view(tokens, top_k, -1)
+    return (out * weights.to(x.dtype).unsqueeze(-1)).sum(1)
 
 
 @torch.library.custom_op("archcompass::moe_grouped", mutates_args=())

@@ -55,7 +55,7 @@ def moe_mlp(
     _check(x, weights, experts, gate_up, down, gate_up_bias, down_bias, gated)
     choice = explain(x, backend=backend, strict=strict)
     if x.device.type == "meta":
-        return moe_dense_equivalent(x, experts, gate_up, down, act)
+        return moe_dense_equivalent(x, weights, gate_up, down, act)
     if choice.backend == "reference":
         return moe_reference(x, weights, experts, gate_up, down, gate_up_bias, down_bias, act, scale_input)
     return moe_grouped(x, weights, experts, gate_up, down, gate_up_bias, down_bias, act, scale_input)
