@@ -56,7 +56,6 @@ def gpus(name: Name = None, as_json: AsJson = False, markdown: AsMarkdown = Fals
         return _sheet(rows[0])
     columns = {
         "id": "id",
-        "name": "name",
         "memory": "memory_bytes",
         "bandwidth": "bandwidth_bytes_per_second",
         "bf16/fp16": "flops.16bit",

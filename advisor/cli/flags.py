@@ -65,5 +65,8 @@ def read_workload(path: Path | None, flags: dict[str, Any]) -> Workload:
     Raises:
         InputError: what is wrong, and where: the file's name for its keys, the flag for a flag.
     """
-    data = read_mapping(path) if path is not None else {}
-    return Workload.parse(data | flags, where=path.name if path is not None else "")
+    if path is None:
+        return Workload(**flags)
+    data = read_mapping(path)
+    workload = Workload.from_mapping(data, path.name)
+    return Workload.from_mapping(data | flags) if flags else workload

@@ -47,7 +47,9 @@ def _number(key: str, value: float) -> str:
         return units.duration(value)
     if key.split(".")[0] in ("parameters", "published") or key.endswith("parameters"):
         return units.count(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+    if isinstance(value, int):
+        return str(value) if key.endswith("year") else f"{value:,}"
+    return f"{value:,.4g}"
 
 
 def show_table(rows: Sequence[Row], columns: Mapping[str, str], *, markdown: bool = False) -> None:
@@ -58,13 +60,32 @@ def show_table(rows: Sequence[Row], columns: Mapping[str, str], *, markdown: boo
         return
     from rich.table import Table
 
+    out = console()
     table = Table(box=None, pad_edge=True, padding=(0, 2, 0, 0), header_style="dim")
-    numeric = [all(_is_numeric(row[i]) for row in cells) for i in range(len(columns))]
-    for heading, right in zip(columns, numeric, strict=True):
-        table.add_column(heading, justify="right" if right else "left", overflow="ellipsis", no_wrap=True)
+    widths = _widths(list(columns), cells, out.width)
+    for index, (heading, width) in enumerate(zip(columns, widths, strict=True)):
+        if width:
+            right = all(_is_numeric(row[index]) for row in cells)
+            table.add_column(
+                heading, justify="right" if right else "left", width=width, overflow="ellipsis", no_wrap=True
+            )
     for row in cells:
-        table.add_row(*row)
-    console().print(table)
+        table.add_row(*(_literal(cell) for cell, width in zip(row, widths, strict=True) if width))
+    out.print(table)
+
+
+def _widths(headings: list[str], cells: Sequence[Sequence[str]], room: int) -> list[int]:
+    """Each column's width; the last takes what is left, and goes (0) where that is less than twelve characters."""
+    whole = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
+    left = room - sum(width + 2 for width in whole[:-1]) - 2
+    return [*whole[:-1], min(left, whole[-1]) if left >= 12 else 0]
+
+
+def _literal(cell: str) -> Any:
+    """Text as it is: square brackets in a source are no markup, and control characters are not sent to a terminal."""
+    from rich.text import Text
+
+    return Text("".join(letter if letter.isprintable() else " " for letter in cell))
 
 
 def markdown_lines(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:

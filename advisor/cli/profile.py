@@ -1,0 +1,95 @@
+"""`profile`: memory and speed of one model, predicted for a card, measured on this machine, or both."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from archcompass.advisor.cli.app import app
+from archcompass.advisor.cli.flags import AsJson, AsMarkdown
+from archcompass.advisor.cli.output import print_json, progress
+
+Model = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="A model's YAML, an HF config.json or its folder, or a published name."),
+]
+
+
+def _flag(name: str, help: str, metavar: str = "VALUE") -> Any:
+    return typer.Option(name, help=help, metavar=metavar, show_default=False)
+
+
+@app.command()
+def profile(
+    model: Model,
+    gpu: Annotated[str | None, _flag("--gpu", "The card to predict for: 'RTX 4090', '2x h100-sxm', 'cpu'.")] = None,
+    vram: Annotated[str | None, _flag("--vram", "Memory of one card, instead of its own: 24GB, 24GiB.")] = None,
+    bandwidth: Annotated[
+        str | None, _flag("--bandwidth", "A card described by hand: 1008GB/s (with --vram, --tflops).")
+    ] = None,
+    tflops: Annotated[str | None, _flag("--tflops", "Dense bf16 TFLOP/s of a card described by hand.")] = None,
+    device: Annotated[str | None, _flag("--device", "Measure on this machine: cpu or cuda.")] = None,
+    batch: Annotated[str | None, _flag("--batch", "Sequences computed together [1].")] = None,
+    prompt: Annotated[str | None, _flag("--prompt", "Tokens of each prompt [1024]: 4096, 100k.")] = None,
+    generate: Annotated[str | None, _flag("--generate", "Tokens generated after it [256].")] = None,
+    precision: Annotated[
+        str | None, _flag("--precision", "Storage of the weights [bf16]: fp8, int4, q4_k_m ...")
+    ] = None,
+    kv_precision: Annotated[
+        str | None, _flag("--kv-precision", "Storage of caches that grow [as the activations].")
+    ] = None,
+    mode: Annotated[str | None, _flag("--mode", "inference, finetuning or training [inference].")] = None,
+    engine: Annotated[str | None, _flag("--engine", "native, transformers, vllm or llama.cpp [native].")] = None,
+    as_json: AsJson = False,
+    markdown: AsMarkdown = False,
+) -> None:
+    """Memory and speed of one model: predicted for a card, measured here, or both side by side.
+
+    Examples:
+
+        archcompass profile llama-3.1-8b --gpu "RTX 4090" --precision int4 --prompt 32k
+
+        archcompass profile out/model.yaml --device cpu --prompt 512
+    """
+    from archcompass.advisor.report.profile import show
+    from archcompass.blocks.model.files import load
+    from archcompass.profiles.profile import profile as run
+
+    asked = {
+        "gpu": gpu,
+        "vram": vram,
+        "bandwidth": bandwidth,
+        "tflops": tflops,
+        "device": device,
+        "batch": _whole("batch", batch),
+        "prompt": _whole("prompt", prompt),
+        "generate": _whole("generate", generate),
+        "precision": precision,
+        "kv_precision": kv_precision,
+        "mode": mode,
+        "engine": engine,
+    }
+    spec = load(model)
+    with progress("measuring", quiet=device is None) as update:
+        report = run(spec, progress=update, **{key: value for key, value in asked.items() if value is not None})
+    data = report.model_dump(mode="json")
+    if as_json:
+        print_json(data)
+    else:
+        show(data, markdown=markdown)
+    if not all(entry["fits"] for entry in data["profiles"]):
+        raise typer.Exit(1)
+
+
+def _whole(name: str, text: str | None) -> int | None:
+    """A whole number as people write tokens."""
+    from archcompass.advisor import units
+    from archcompass.errors import InputError
+
+    if text is None:
+        return None
+    try:
+        return units.tokens(text)
+    except InputError as error:
+        raise InputError(f"--{name} {error}") from error

@@ -1,0 +1,278 @@
+"""The command line as scripts see it: JSON on stdout, one line on stderr, exit codes 0, 1 and 2, never a traceback."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+
+MODEL = """
+archcompass: 1
+name: small
+hidden_size: 64
+vocab_size: 128
+layers: 2*(attention mlp)
+blocks:
+  attention: {kind: attention, num_attention_heads: 4, num_key_value_heads: 2, head_dim: 16}
+  mlp: {kind: gated_mlp, intermediate_size: 128}
+"""
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """Runs the command line in this process."""
+    from archcompass.advisor.cli.app import run
+
+    def call(*arguments: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["archcompass", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            run()
+        captured = capsys.readouterr()
+        code = stopped.value.code
+        return Done(code if isinstance(code, int) else 0, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture
+def model_file(tmp_path: Path) -> Path:
+    path = tmp_path / "model.yaml"
+    path.write_text(MODEL)
+    return path
+
+
+def test_help_names_every_command(cli: Callable[..., Done]) -> None:
+    done = cli("--help")
+    for command in (
+        "ask",
+        "recommend",
+        "advise",
+        "profile",
+        "compare",
+        "models",
+        "gpus",
+        "convert",
+        "verify",
+        "doctor",
+    ):
+        assert command in done.out
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_recommend_answers_every_example(cli: Callable[..., Done], example: Path) -> None:
+    done = cli("recommend", example, "--json")
+    answer = json.loads(done.out)
+    assert done.code == 0
+    assert {"workload", "family", "confidence", "rules", "candidates", "flips", "published"} <= set(answer)
+    assert {c["family"] for c in answer["candidates"]} == {"transformer", "moe", "ssm", "hybrid"}
+    assert [c["rank"] for c in answer["candidates"]] == [1, 2, 3, 4]
+    assert answer["candidates"][0]["family"] == answer["family"]
+    assert answer["candidates"][0]["fits"]
+    assert 0 <= answer["confidence"] <= 1
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("columns", [80, 100])
+def test_the_terminal_report_stays_within_its_columns(
+    cli: Callable[..., Done], example: Path, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("NO_COLOR", "1")
+    done = cli("recommend", example)
+    assert done.code == 0
+    assert max(map(len, done.out.splitlines())) <= columns
+    assert "\x1b[" not in done.out
+
+
+def test_flags_override_the_file(cli: Callable[..., Done]) -> None:
+    done = cli("recommend", EXAMPLES[0], "--gpu", "L4", "--context", "8k", "--json")
+    workload = json.loads(done.out)["workload"]
+    assert workload["context"] == 8192
+    assert "l4" in workload["gpu"].lower()
+
+
+BAD_FLAGS = {
+    "breadth": ("--breadth", "hugee", "broad"),
+    "context zero": ("--context", "0", "context"),
+    "context negative": ("--context", "-5", "context"),
+    "card": ("--gpu", "rtx-4091", "rtx-4090"),
+    "vram": ("--vram", "12parsecs", "vram"),
+    "precision": ("--precision", "int5", "int4"),
+    "unknown flag": ("--contxt", "5", "--context"),
+}
+
+
+@pytest.mark.parametrize(("flag", "value", "hint"), BAD_FLAGS.values(), ids=BAD_FLAGS)
+def test_a_bad_flag_is_one_line_that_names_the_nearest_right_value(
+    cli: Callable[..., Done], flag: str, value: str, hint: str
+) -> None:
+    done = cli("recommend", flag, value)
+    assert done.code == 2
+    assert done.out == ""
+    assert len(done.err.strip().splitlines()) == 1
+    assert hint in done.err
+    assert "Traceback" not in done.err
+
+
+BAD_FILES = {
+    "list": b"- a\n- b\n",
+    "empty": b"",
+    "binary": bytes(range(256)),
+    "tagged": b"context: !!python/object/apply:os.system ['true']\n",
+    "aliases": b"a: &a [1, 1]\nb: &b [*a, *a]\ncontext: *b\n",
+    "unknown key": b"contxt: 4k\n",
+    "unclosed": b"context: [4k\n",
+    "huge": b"# x\n" * 2_000_000,
+    "nothing there": None,
+}
+
+
+@pytest.mark.parametrize("content", BAD_FILES.values(), ids=BAD_FILES)
+@pytest.mark.parametrize("command", ["recommend", "profile"])
+def test_a_bad_file_is_one_line(cli: Callable[..., Done], tmp_path: Path, content: bytes | None, command: str) -> None:
+    path = tmp_path / "given.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    done = cli(command, path)
+    assert done.code == 2
+    assert "given.yaml" in done.err
+    assert len(done.err.strip().splitlines()) == 1
+    assert "Traceback" not in done.err
+
+
+BAD_MODELS = {
+    "heads": ("num_key_value_heads: 2", "num_key_value_heads: 3", "num_key_value_heads (3) must divide"),
+    "width": ("hidden_size: 64", "hidden_size: 0", "hidden_size"),
+    "key": ("intermediate_size", "intermediate_sise", "intermediate_size"),
+    "kind": ("kind: gated_mlp", "kind: gated_mlpp", "gated_mlp"),
+    "header": ("archcompass: 1", "archcompass: 7", "archcompass"),
+    "pattern": ("2*(attention mlp)", "2*(attention mlp", "never closed"),
+    "name": ("2*(attention mlp)", "2*(attention mpl)", "mlp"),
+}
+
+
+@pytest.mark.parametrize(("old", "new", "hint"), BAD_MODELS.values(), ids=BAD_MODELS)
+def test_an_impossible_model_is_one_line(
+    cli: Callable[..., Done], tmp_path: Path, old: str, new: str, hint: str
+) -> None:
+    path = tmp_path / "model.yaml"
+    path.write_text(MODEL.replace(old, new))
+    done = cli("profile", path, "--gpu", "l4")
+    assert done.code == 2
+    assert hint in done.err
+    assert len(done.err.strip().splitlines()) == 1
+
+
+def test_an_unknown_model_names_the_nearest(cli: Callable[..., Done]) -> None:
+    done = cli("profile", "lama-3.1-8b", "--gpu", "l4")
+    assert done.code == 2
+    assert "llama-3.1-8b" in done.err
+
+
+def test_what_does_not_fit_exits_with_1_and_says_what_would(cli: Callable[..., Done]) -> None:
+    done = cli("recommend", "--context", "8k", "--gpu", "l4", "--vram", "1MB")
+    assert done.code == 1
+    assert "Traceback" not in done.err
+    assert len(done.err.strip().splitlines()) == 1
+
+
+def test_profile_predicts_with_the_keys_scripts_rely_on(cli: Callable[..., Done], model_file: Path) -> None:
+    done = cli("profile", model_file, "--gpu", "l4", "--json")
+    report = json.loads(done.out)
+    assert done.code == 0
+    assert {"model", "parameters", "hardware", "precision", "batch", "prompt", "generate", "profiles"} <= set(report)
+    (entry,) = report["profiles"]
+    assert entry["source"] in ("roofline", "calibrated")
+    memory = entry["memory"]
+    parts = [memory[key] for key in ("weights_bytes", "state_bytes", "activation_bytes", "overhead_bytes")]
+    assert sum(parts) == pytest.approx(memory["total_bytes"], rel=1e-6)
+    assert entry["prefill"]["ms"] > 0
+    assert entry["decode"]["ms_per_token"] > 0
+
+
+def test_profile_of_a_model_too_large_exits_with_1(cli: Callable[..., Done]) -> None:
+    done = cli("profile", "llama-3.1-405b", "--gpu", "l4", "--json")
+    assert done.code == 1
+    assert not json.loads(done.out)["profiles"][0]["fits"]
+
+
+def test_profile_measures_on_this_machine(cli: Callable[..., Done], model_file: Path) -> None:
+    done = cli("profile", model_file, "--device", "cpu", "--prompt", "32", "--generate", "4", "--json")
+    report = json.loads(done.out)
+    measured = [entry for entry in report["profiles"] if entry["source"] == "measured"]
+    assert done.code == 0
+    assert measured
+    assert measured[0]["prefill"]["ms"] > 0
+
+
+@pytest.mark.slow
+def test_advise_writes_files_that_load_again_to_an_equal_model(cli: Callable[..., Done], tmp_path: Path) -> None:
+    from archcompass.advisor.workload import Workload
+    from archcompass.blocks.model.files import load
+
+    out = tmp_path / "out"
+    done = cli("advise", "--context", "4k", "--gpu", "rtx-3060-12", "--vram", "2GB", "-o", out, "--json")
+    assert done.code == 0, done.err
+    report = json.loads((out / "report.json").read_text())
+    assert Workload.from_file(out / "workload.yaml").context == 4096
+    spec = load(out / "model.yaml")
+    assert spec.parameters().total == report["recommendation"]["candidates"][0]["parameters"]["total"]
+    assert any(entry["source"] in ("measured", "sampled") for entry in report["profile"]["profiles"])
+    assert not list(out.glob(".*")), "nothing half-written is left behind"
+
+
+@pytest.mark.parametrize("command", [["models"], ["gpus"], ["models", "llama-3.1-8b"], ["gpus", "4090"]], ids=" ".join)
+def test_the_catalogues_answer_in_every_form(cli: Callable[..., Done], command: list[str]) -> None:
+    rows = json.loads(cli(*command, "--json").out)
+    assert rows
+    assert all(row["source"] for row in rows)
+    assert cli(*command).out.strip()
+
+
+def test_doctor_says_which_kernel_serves_which_operation(cli: Callable[..., Done]) -> None:
+    found = json.loads(cli("doctor", "--json").out)
+    assert {"attention", "linear_attention", "moe"} <= {row["operation"] for row in found["operations"]}
+    assert all(row["reason"] for row in found["operations"])
+    assert found["versions"]["torch"]
+
+
+def test_ask_over_a_pipe_survives_a_wrong_answer(tmp_path: Path) -> None:
+    answers = "rag\nb\nrag\nhuge\n128k\nexact\n\n\n\nL4\n\n\n"
+    command = [sys.executable, "-P", "-m", "archcompass", "ask", "--only-recommend", "--json", "-o", str(tmp_path)]
+    done = subprocess.run(command, input=answers, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["workload"]["task"] == "rag"
+    assert answer["workload"]["context"] == 131072
+    assert "context" in done.stderr
+    assert yaml.safe_load((tmp_path / "workload.yaml").read_text())["task"] == "rag"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["recommend", "--help"], ["recommend", "--json"], ["gpus"], ["models"]], ids=" ".join
+)
+def test_the_quick_commands_never_import_torch(arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom archcompass.advisor.cli.app import run\n"
+        f"sys.argv = ['archcompass', *{arguments!r}]\n"
+        "try:\n    run()\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'triton', 'numpy', 'transformers'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)\n"
+    )
+    environment = os.environ | {"PYTHONSAFEPATH": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode == 0, done.stderr
