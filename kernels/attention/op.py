@@ -1,11 +1,13 @@
 """`attention`: softmax attention behind one name, with the backend and its reason."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from archcompass.errors import InputError
-from archcompass.kernels.attention.cost import check_visibility
+from archcompass.kernels.attention.cost import check_visibility, first_visible
 from archcompass.kernels.attention.pieces import Visibility
 from archcompass.kernels.attention.reference import attention_mask, attention_reference
 from archcompass.kernels.attention.torch_op import attention_pieces
@@ -66,6 +68,8 @@ def attention(
     check_visibility(causal, window, chunk, key_offset)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     see = Visibility(causal, window, chunk, key_offset, scale, soft_cap)
+    if causal and q.shape[1] == 1 and padding is None and q.device.type != "meta":
+        k, v, see = _within_reach(k, v, see)
     special = return_lse or any(x is not None for x in (sinks, soft_cap, padding, cu_seqlens))
     plain = not special and _plain(q, k, see)
     choice = _choose(q, plain, backend, strict)
@@ -113,8 +117,13 @@ def _plain(q: Tensor, k: Tensor, see: Visibility) -> bool:
         return False
     reach = min(keys if see.window is None else see.window, keys if see.chunk is None else see.chunk)
     one_chunk = see.chunk is None or see.key_offset % see.chunk + keys <= see.chunk
-    whole = one_chunk and reach >= keys
-    return whole and (not see.causal or new in (1, keys))
+    return one_chunk and reach >= keys and (not see.causal or new in (1, keys))
+
+
+def _within_reach(k: Tensor, v: Tensor, see: Visibility) -> tuple[Tensor, Tensor, Visibility]:
+    """The keys that a single step sees: it sees all of those."""
+    first = first_visible(k.shape[1] - 1, see.window, see.chunk, see.key_offset)
+    return k[:, first:], v[:, first:], replace(see, causal=False, window=None, chunk=None, key_offset=0)
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, see: Visibility) -> Tensor:

@@ -26,7 +26,8 @@ def losses_of(
     hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, soft_cap: float | None, scale: float, chunk: int
 ) -> Tensor:
     """Unreduced losses [tokens], 0 where ignored, at least float32."""
-    return _losses(hidden, weight, targets, ignore_index, soft_cap, scale, chunk)
+    losses: Tensor = _losses(hidden, weight, targets, ignore_index, soft_cap, scale, chunk)
+    return losses
 
 
 def weighted_loss(
@@ -41,7 +42,8 @@ def weighted_loss(
 ) -> Tensor:
     """Σ token_weight loss, a scalar whose gradients are ready when it is."""
     settings = (ignore_index, soft_cap, scale, chunk)
-    return _loss_and_gradients(hidden, weight, targets, token_weights, *settings)[0]
+    loss: Tensor = _loss_and_gradients(hidden, weight, targets, token_weights, *settings)[0]
+    return loss
 
 
 @torch.library.custom_op("archcompass::linear_cross_entropy", mutates_args=())
@@ -100,7 +102,7 @@ def _loss_and_gradients(
 def _(hidden: Tensor, weight: Tensor, *_rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     contiguous = torch.contiguous_format
     scalar = hidden.new_empty((), dtype=_wide(hidden))
-    return scalar, *(torch.empty_like(x, memory_format=contiguous) for x in (hidden, weight))
+    return scalar, *[torch.empty_like(x, memory_format=contiguous) for x in (hidden, weight)]
 
 
 def _setup_ready(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
