@@ -420,7 +420,9 @@ def costed(
 
 def explain(error: ValidationError, where: str = "", fields: Iterable[str] = ()) -> SpecError:
     """One line for a person, from pydantic's report: the place, the value, the rule, the nearest field when one is unknown."""
-    first = error.errors()[0]
+    errors = error.errors()
+    # A misspelt field is also a missing one; the misspelling is what helps.
+    first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
     path = ".".join(str(part) for part in first["loc"])
     place = ": ".join(part for part in (where, path) if part)
     message = first["msg"].removeprefix("Value error, ")

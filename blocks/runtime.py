@@ -111,6 +111,8 @@ class GrowingState(BlockState):
         self.first_position = self._dropped
         if self.keep is not None and time > self.keep:
             return self._replace(new, time)
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in new.values()):
+            return self._join(new)
         if not self._buffers:
             self._allocate(new, time)
         elif self._end + time > next(iter(self._buffers.values())).shape[1]:
@@ -140,10 +142,7 @@ class GrowingState(BlockState):
     def _replace(self, new: dict[str, Tensor], time: int) -> dict[str, Tensor]:
         """A segment longer than what is kept: seen whole now, stored by its tail only."""
         kept = len(self)
-        whole = new
-        if kept:
-            old = {name: buffer[:, self._start : self._end] for name, buffer in self._buffers.items()}
-            whole = {name: torch.cat([old[name], tensor], dim=1) for name, tensor in new.items()}
+        whole = {name: torch.cat([*self._kept(name), tensor], dim=1) for name, tensor in new.items()} if kept else new
         self._buffers, self._start, self._end = {}, 0, 0
         tails = {name: tensor[:, -self.keep :] for name, tensor in new.items()} if self.keep else {}
         self._dropped += kept + time - (self.keep or 0)
@@ -153,6 +152,15 @@ class GrowingState(BlockState):
                 self._buffers[name][:, : self.keep] = tail
             self._end = self.keep or 0
         return whole
+
+    def _join(self, new: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Without writing in place, so that the gradient of an earlier call stays whole."""
+        self._buffers = {name: torch.cat([*self._kept(name), tensor], dim=1) for name, tensor in new.items()}
+        self._start, self._end = 0, next(iter(self._buffers.values())).shape[1]
+        return dict(self._buffers)
+
+    def _kept(self, name: str) -> list[Tensor]:
+        return [self._buffers[name][:, self._start : self._end]] if self._buffers else []
 
     def _allocate(self, new: dict[str, Tensor], time: int) -> None:
         capacity = _capacity(time if self.keep is None else max(time, 2 * self.keep))

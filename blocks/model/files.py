@@ -37,6 +37,7 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         FileFormatError: the folder cannot be written to.
     """
+    temporary = ""
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -44,6 +45,8 @@ def write_text(path: Path, text: str) -> None:
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
         raise FileFormatError(f"{path} cannot be written: {error.strerror}") from error
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from archcompass.blocks.model.spec import ModelSpec, Residual
 from archcompass.blocks.runtime import BlockModule, BlockState, Context, initialise
+from archcompass.errors import InputError
 from archcompass.kernels.cross_entropy import linear_cross_entropy
 
 
@@ -128,7 +129,12 @@ class LanguageModel(nn.Module):
             logits_to_keep: only the last so many positions; 0 keeps all.
             attention_mask: [batch, time] 0 where a token is left padding; only at the start.
             labels: [batch, time] targets, already shifted; -100 is ignored. Gives `loss` and no logits.
+
+        Raises:
+            InputError: a mask with a hole or padding at the right, or one given again with a state.
         """
+        if state is not None and attention_mask is not None:
+            raise InputError("attention_mask is given at the start only; the state remembers it")
         state = state or ModelState(blocks=[None] * len(self.layers), padding=_padding(attention_mask))
         context = Context(past=state.past, padding=state.padding, keep_state=not self.training)
         h, _ = self.embedding(input_ids, None, context)
@@ -136,11 +142,12 @@ class LanguageModel(nn.Module):
         for index, layer in enumerate(self.layers):
             h, state.blocks[index] = layer(h, state.blocks[index], context)
         state.past += input_ids.shape[1]
+        h = h if labels is not None else h[:, -logits_to_keep:]
         h = h if self.norm is None else self.norm(h)[0]
         kept = None if self.training else state
         if labels is not None:
             return Output(None, kept, self._loss(h, labels, context))
-        return Output(self.head.logits(h[:, -logits_to_keep:], self.embedding.weight), kept)
+        return Output(self.head.logits(h, self.embedding.weight), kept)
 
     def _loss(self, h: Tensor, labels: Tensor, context: Context) -> Tensor:
         weight = self.embedding.weight if self.head.weight is None else self.head.weight
@@ -155,17 +162,29 @@ class LanguageModel(nn.Module):
 
     @torch.inference_mode()
     def generate(self, input_ids: Tensor, new_tokens: int) -> Tensor:
-        """Greedy continuation: [batch, time] -> [batch, new_tokens]."""
-        out = self(input_ids, logits_to_keep=1)
-        tokens = [out.logits.argmax(-1)]
-        for _ in range(new_tokens - 1):
-            out = self(tokens[-1], out.state, logits_to_keep=1)
-            tokens.append(out.logits.argmax(-1))
-        return torch.cat(tokens, dim=1)
+        """Greedy continuation: [batch, time] -> [batch, new_tokens]. A model in training is evaluated meanwhile."""
+        training = self.training
+        self.eval()
+        try:
+            tokens, state = [input_ids], None
+            for _ in range(new_tokens):
+                out = self(tokens[-1], state, logits_to_keep=1)
+                tokens.append(out.logits.argmax(-1))
+                state = out.state
+            return torch.cat([input_ids[:, :0], *tokens[1:]], dim=1)
+        finally:
+            self.train(training)
 
 
 def _padding(attention_mask: Tensor | None) -> Tensor | None:
-    """[batch] how many tokens at the left of each row are padding; None when no row has any."""
+    """[batch] how many tokens at the left of each row are padding; None when no row has any.
+
+    Raises:
+        InputError: something else than padding at the left.
+    """
     if attention_mask is None or bool(attention_mask.all()):
         return None
-    return attention_mask.shape[1] - attention_mask.sum(dim=1)
+    mask = attention_mask.bool()
+    if bool((mask[:, :-1] & ~mask[:, 1:]).any()):
+        raise InputError("attention_mask has a 0 after a 1; padding stands at the left of each row, before its tokens")
+    return attention_mask.shape[1] - mask.sum(dim=1)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
-from archcompass.blocks.base import AnyBlock, Live, Op, Parameters, StateTensor, Step, Traits, pointwise
+from archcompass.blocks.base import AnyBlock, Block, Live, Op, Parameters, StateTensor, Step, Traits, pointwise
 from archcompass.blocks.embedding.spec import Embedding, Head
 from archcompass.blocks.model.pattern import Layer, expand
 from archcompass.blocks.norm.spec import RMSNorm
@@ -44,6 +44,11 @@ class Residual(BaseModel):
     multiplier: float = 1.0
     skip_multiplier: float = 1.0
     skip: Literal["stream", "normed"] = "stream"
+
+    @field_validator("norm")
+    @classmethod
+    def _is_a_norm(cls, value: Block) -> Block:
+        return _norm(value)
 
     @property
     def norms(self) -> int:
@@ -95,6 +100,11 @@ class ModelSpec(BaseModel):
     def _pattern_is_sound(cls, value: str) -> str:
         expand(value)
         return value
+
+    @field_validator("norm")
+    @classmethod
+    def _is_a_norm(cls, value: Block | None) -> Block | None:
+        return value if value is None else _norm(value)
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:
@@ -218,6 +228,12 @@ class ModelSpec(BaseModel):
             "shared": tuple(name for name in self.shared if name in used),
         }
         return ModelSpec.model_validate(self.model_dump() | update)
+
+
+def _norm(block: Block) -> Block:
+    if block.traits.role != "norm":
+        raise SpecError(f"{block.kind} is a {block.traits.role}; a norm is needed here, such as rms_norm or layer_norm")
+    return block
 
 
 def block_names(spec: ModelSpec, role: str) -> list[str]:
