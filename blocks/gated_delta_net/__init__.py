@@ -1,0 +1,1 @@
+"""Gated DeltaNet: the delta rule with one learned decay per head."""

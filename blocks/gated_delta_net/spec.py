@@ -1,0 +1,108 @@
+"""Gated DeltaNet (Yang et al., arXiv 2412.06464), as Qwen3-Next and Olmo hybrid build it.
+
+q, k, v = silu(conv(x W));   q, k of length one;   β = sigmoid(x W_b);   g = -exp(A) softplus(x W_a + b_dt)
+S_t = exp(g_t) (I - β_t k_t k_tᵀ) S_{t-1} + β_t k_t v_tᵀ;   o_t = K^-½ S_tᵀ q_t;   y = (norm(o) · silu(x W_z)) W_o
+"""
+
+from typing import Literal, Self
+
+from pydantic import PositiveFloat, PositiveInt, model_validator
+
+from archcompass.blocks.base import Block, Op, Parameters, StateTensor, Step, Traits, gemm, pointwise
+from archcompass.blocks.recurrence import conv_state, convolution, delta_recurrence, matrix_state
+from archcompass.errors import SpecError
+
+
+class GatedDeltaNet(Block):
+    """The delta rule with a scalar decay.
+
+    Attributes:
+        num_key_heads: heads of queries and keys (HF linear_num_key_heads); divides the value heads, which share them in
+            consecutive groups.
+        num_value_heads: heads of values, decays and the state (HF linear_num_value_heads).
+        key_head_dim: channels of a query and key of one head (K, HF linear_key_head_dim).
+        value_head_dim: channels of a value of one head (V, HF linear_value_head_dim).
+        conv_kernel: taps of the short convolution over queries, keys and values (HF linear_conv_kernel_dim).
+        allow_neg_eigval: β from 0 to 2 (Olmo hybrid).
+        norm_eps: of the gated RMSNorm over each head.
+    """
+
+    label = "Gated DeltaNet"
+    kind: Literal["gated_delta_net"] = "gated_delta_net"
+    num_key_heads: PositiveInt
+    num_value_heads: PositiveInt
+    key_head_dim: PositiveInt
+    value_head_dim: PositiveInt
+    conv_kernel: PositiveInt = 4
+    allow_neg_eigval: bool = False
+    norm_eps: PositiveFloat = 1e-6
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        heads, groups = self.num_value_heads, self.num_key_heads
+        if heads % groups:
+            best = min((n for n in range(1, heads + 1) if heads % n == 0), key=lambda n: abs(n - groups))
+            raise SpecError(f"num_key_heads ({groups}) must divide num_value_heads ({heads}); nearest: {best}")
+        return self
+
+    @property
+    def key_width(self) -> int:
+        """Channels of all queries, or keys."""
+        return self.num_key_heads * self.key_head_dim
+
+    @property
+    def value_width(self) -> int:
+        """Channels of all values."""
+        return self.num_value_heads * self.value_head_dim
+
+    @property
+    def conv_channels(self) -> int:
+        """Channels that pass the convolution: queries, keys, values."""
+        return 2 * self.key_width + self.value_width
+
+    @property
+    def sections(self) -> list[int]:
+        """Columns of the input projection: what is convolved, the output gate z, b and a."""
+        return [self.conv_channels, self.value_width, self.num_value_heads, self.num_value_heads]
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(role="mixer", mixes_time=True)
+
+    def parameters(self, width: int) -> Parameters:
+        vector = self.conv_channels * self.conv_kernel + 2 * self.num_value_heads + self.value_head_dim
+        return Parameters(matrix=width * (sum(self.sections) + self.value_width), vector=vector)
+
+    def state(self, width: int, context: int) -> list[StateTensor]:
+        return [
+            conv_state(self.conv_channels, self.conv_kernel),
+            matrix_state(self.num_value_heads, self.key_head_dim, self.value_head_dim),
+        ]
+
+    def work(self, width: int, step: Step) -> list[Op]:
+        rows = step.tokens
+        return [
+            gemm(step, "input projection", rows, width, sum(self.sections)),
+            convolution(step, self.conv_channels, self.conv_kernel),
+            pointwise(step, "unit length of q and k", 2 * rows * self.key_width),
+            delta_recurrence(
+                step,
+                "gated delta rule",
+                key_heads=self.num_key_heads,
+                heads=self.num_value_heads,
+                key_dim=self.key_head_dim,
+                value_dim=self.value_head_dim,
+                decay="scalar",
+            ),
+            pointwise(step, "gated norm", rows * self.value_width, reads=2),
+            gemm(step, "output projection", rows, self.value_width, width),
+        ]
+
+    @classmethod
+    def tiny(cls) -> list[Self]:
+        options: list[dict[str, object]] = [
+            {"num_key_heads": 2, "num_value_heads": 6, "key_head_dim": 6, "value_head_dim": 10},
+            {"num_key_heads": 3, "num_value_heads": 3, "key_head_dim": 8, "value_head_dim": 4, "conv_kernel": 2}
+            | {"allow_neg_eigval": True, "norm_eps": 1e-5},
+        ]
+        return [cls.model_validate(option) for option in options]

@@ -1,0 +1,1 @@
+"""Gated linear attention: one learned decay per key channel and token."""

@@ -1,0 +1,1 @@
+"""Linear attention: a feature map instead of the softmax."""

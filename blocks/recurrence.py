@@ -1,0 +1,98 @@
+"""Cost and state of the operations that recurrent blocks share, torch-free: the kernels' own formulas, as `Op`s.
+
+Shapes of the operations: a convolution's is (batch, new tokens, channels, taps); a recurrence's is (batch, new tokens, key
+heads, heads, key_dim, value_dim); an elementwise recurrence's is (batch, new tokens, channels).
+"""
+
+from typing import Literal
+
+from archcompass.blocks.base import Op, StateTensor, Step, costed
+from archcompass.kernels.conv.cost import causal_conv_cost
+from archcompass.kernels.delta_rule.cost import delta_rule_cost, dplr_cost
+from archcompass.kernels.diagonal_scan.cost import diagonal_scan_cost
+from archcompass.kernels.linear_attention.cost import Decay, linear_attention_cost
+
+
+def matrix_state(heads: int, key_dim: int, value_dim: int) -> StateTensor:
+    """One matrix per head, what keys are associated with."""
+    return StateTensor(name="recurrent", shape=(heads, key_dim, value_dim), dtype="fp32", grows=False)
+
+
+def conv_state(channels: int, taps: int) -> StateTensor:
+    """The last inputs of a short convolution."""
+    return StateTensor(name="conv", shape=(taps - 1, channels), dtype="activations", grows=False)
+
+
+def shift_state(width: int) -> StateTensor:
+    """The last token a token shift has seen."""
+    return StateTensor(name="shift", shape=(width,), dtype="activations", grows=False)
+
+
+def convolution(step: Step, channels: int, taps: int, *, bias: bool = False) -> Op:
+    """A causal depthwise convolution."""
+    cost = causal_conv_cost(
+        batch=step.batch, new_tokens=step.new_tokens, channels=channels, width=taps, element_bytes=step.element_bytes
+    )
+    shape = (step.batch, step.new_tokens, channels, taps)
+    return costed(step, "conv", "convolution", cost, shape, weights=channels * (taps + bias))
+
+
+def linear_recurrence(
+    step: Step, name: str, *, heads: int, key_dim: int, value_dim: int, decay: Decay, bonus: bool = False
+) -> Op:
+    """Decayed linear attention."""
+    cost = linear_attention_cost(
+        batch=step.batch,
+        new_tokens=step.new_tokens,
+        key_groups=heads,
+        heads=heads,
+        key_dim=key_dim,
+        value_dim=value_dim,
+        decay=decay,
+        element_bytes=step.element_bytes,
+        bonus=bonus,
+    )
+    return costed(step, "scan", name, cost, (step.batch, step.new_tokens, heads, heads, key_dim, value_dim))
+
+
+def delta_recurrence(
+    step: Step,
+    name: str,
+    *,
+    key_heads: int,
+    heads: int,
+    key_dim: int,
+    value_dim: int,
+    decay: Literal["none", "scalar", "vector"],
+) -> Op:
+    """The delta rule."""
+    cost = delta_rule_cost(
+        batch=step.batch,
+        new_tokens=step.new_tokens,
+        key_heads=key_heads,
+        heads=heads,
+        key_dim=key_dim,
+        value_dim=value_dim,
+        decay=decay,
+        element_bytes=step.element_bytes,
+    )
+    return costed(step, "delta_rule", name, cost, (step.batch, step.new_tokens, key_heads, heads, key_dim, value_dim))
+
+
+def low_rank_recurrence(step: Step, name: str, *, heads: int, head_dim: int) -> Op:
+    """The delta rule with a diagonal-plus-low-rank transition."""
+    cost = dplr_cost(
+        batch=step.batch,
+        new_tokens=step.new_tokens,
+        heads=heads,
+        key_dim=head_dim,
+        value_dim=head_dim,
+        element_bytes=step.element_bytes,
+    )
+    return costed(step, "delta_rule", name, cost, (step.batch, step.new_tokens, heads, heads, head_dim, head_dim))
+
+
+def diagonal_recurrence(step: Step, name: str, channels: int) -> Op:
+    """An elementwise recurrence over `channels`."""
+    cost = diagonal_scan_cost(batch=step.batch, new_tokens=step.new_tokens, channels=channels)
+    return costed(step, "selective_scan", name, cost, (step.batch, step.new_tokens, channels))

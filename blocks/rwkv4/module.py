@@ -1,0 +1,135 @@
+"""RWKV-4 at work. One forward serves prompts, further segments and single steps."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from archcompass.blocks.base import Block
+from archcompass.blocks.runtime import BlockModule, BlockState, Context, FixedState, Linear
+from archcompass.blocks.rwkv4.spec import RWKV4ChannelMix, RWKV4TimeMix
+from archcompass.blocks.time_mixing import ShiftState, hide, keeps, previous, wide
+from archcompass.kernels.diagonal_scan import diagonal_scan
+
+NOTHING = -1e38  # the exponent of an empty sum, and the key of a token that must not count
+
+
+@dataclass(slots=True)
+class RWKV4State(FixedState):
+    """shift [batch, width] and, float32, [batch, channels] each, the two sums divided by e^exponent."""
+
+    shift: Tensor
+    numerator: Tensor
+    denominator: Tensor
+    exponent: Tensor
+
+
+class RWKV4TimeMixModule(BlockModule):
+    """x [batch, time, width] -> [batch, time, width]. The rows of `mix` are μ of key, value and receptance."""
+
+    spec: RWKV4TimeMix
+
+    def __init__(self, spec: RWKV4TimeMix, width: int) -> None:
+        super().__init__(spec, width)
+        channels = spec.channels(width)
+        self.mix = nn.Parameter(torch.empty(3, width))
+        self.decay = nn.Parameter(torch.empty(channels))
+        self.bonus = nn.Parameter(torch.empty(channels))
+        self.key, self.value, self.receptance = (Linear(width, channels) for _ in range(3))
+        self.output = Linear(channels, width)
+
+    def reset_parameters(self) -> None:
+        """Shares of the current token that rise over the channels, decays from slow to fast (the authors' start)."""
+        with torch.no_grad():
+            self.mix.copy_(torch.linspace(0, 1, self.width).expand(3, -1))
+            self.decay.copy_(torch.linspace(-5, 3, len(self.decay)))
+        nn.init.zeros_(self.bonus)
+
+    def forward(
+        self, x: Tensor, state: BlockState | None = None, context: Context | None = None
+    ) -> tuple[Tensor, BlockState | None]:
+        before = state if isinstance(state, RWKV4State) else None
+        x = hide(x, context)
+        shifted = previous(x, None if before is None else before.shift)
+        key, value, receptance = (torch.lerp(shifted, x, share) for share in self.mix)
+        k, v, r = self._only_real(wide(self.key(key)), context), self.value(value), self.receptance(receptance)
+        y, sums = self._weighted_mean(k, wide(v), before)
+        y = self.output(r.sigmoid() * y.to(x.dtype))
+        return y, RWKV4State(x[:, -1].clone(), *sums) if keeps(context) else None
+
+    def _only_real(self, k: Tensor, context: Context | None) -> Tensor:
+        """Keys [batch, time, channels]; those of padding weigh nothing."""
+        real = None if context is None else context.real(k.shape[1], k.device)
+        return k if real is None else k.masked_fill(~real, NOTHING)
+
+    def _weighted_mean(self, k: Tensor, v: Tensor, before: RWKV4State | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """wkv [batch, time, channels], and numerator, denominator and exponent after the last token.
+
+        All sums are kept divided by e^m, where m_t = max(m_{t-1} + w, k_t) is the largest exponent in them, so that no
+        exponential is large. The quotient does not depend on m.
+        """
+        w, u = -wide(self.decay).exp(), wide(self.bonus)
+        sums, m = self._sums_before(k, before)
+        old, new = self._exponents(k.detach(), w.detach(), m)
+        weight = (k - new).exp()
+        seen, last = diagonal_scan(
+            (old + w - new).repeat(1, 1, 2), torch.cat([weight * v, weight], dim=-1), initial_state=sums
+        )
+        numerator, denominator = previous(seen, sums).chunk(2, dim=-1)
+        largest = torch.maximum(old, u + k)
+        past, present = (old - largest).exp(), (u + k - largest).exp()
+        y = (past * numerator + present * v) / (past * denominator + present)
+        return y, (*last.chunk(2, dim=-1), new[:, -1])
+
+    def _sums_before(self, k: Tensor, before: RWKV4State | None) -> tuple[Tensor, Tensor]:
+        """Numerator and denominator side by side [batch, 2 · channels], and their exponent [batch, channels]."""
+        if before is None:
+            return k.new_zeros(k.shape[0], 2 * k.shape[2]), k.new_full((k.shape[0], k.shape[2]), NOTHING)
+        sums = torch.cat([before.numerator, before.denominator], dim=-1)
+        return sums.to(k.dtype), before.exponent.to(k.dtype)
+
+    def _exponents(self, k: Tensor, w: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+        """m before and after every token, [batch, time, channels]: m_t = w t + max(m_0, max_{i ≤ t}(k_i - w i)).
+
+        Its rounding does no harm: any m near the largest exponent serves, as long as every sum is divided by the same.
+        """
+        time = k.shape[1]
+        if time == 1:
+            return m.unsqueeze(1), torch.maximum(m.unsqueeze(1) + w, k)
+        fall = torch.arange(1, time + 1, device=k.device, dtype=k.dtype)[:, None] * w
+        highest = torch.cummax(torch.cat([m.unsqueeze(1), k - fall], dim=1), dim=1).values
+        new = highest[:, 1:] + fall
+        return torch.cat([m.unsqueeze(1), new[:, :-1]], dim=1), new
+
+
+class RWKV4ChannelMixModule(BlockModule):
+    """x [batch, time, width] -> [batch, time, width]. The rows of `mix` are μ of key and receptance."""
+
+    def __init__(self, spec: RWKV4ChannelMix, width: int) -> None:
+        super().__init__(spec, width)
+        self.mix = nn.Parameter(torch.empty(2, width))
+        self.key = Linear(width, spec.intermediate_size)
+        self.value = Linear(spec.intermediate_size, width)
+        self.receptance = Linear(width, width)
+
+    def reset_parameters(self) -> None:
+        with torch.no_grad():
+            self.mix.copy_(torch.linspace(0, 1, self.width).expand(2, -1))
+
+    def forward(
+        self, x: Tensor, state: BlockState | None = None, context: Context | None = None
+    ) -> tuple[Tensor, BlockState | None]:
+        x = hide(x, context)
+        shifted = previous(x, state.shift if isinstance(state, ShiftState) else None)
+        key, receptance = (torch.lerp(shifted, x, share) for share in self.mix)
+        y = self.receptance(receptance).sigmoid() * self.value(F.relu(self.key(key)).square())
+        return y, ShiftState(x[:, -1].clone()) if keeps(context) else None
+
+
+def build(spec: Block, width: int, layer: int) -> BlockModule:
+    """The module of an RWKV-4 spec."""
+    if isinstance(spec, RWKV4TimeMix):
+        return RWKV4TimeMixModule(spec, width)
+    assert isinstance(spec, RWKV4ChannelMix)
+    return RWKV4ChannelMixModule(spec, width)

@@ -1,0 +1,98 @@
+"""RWKV-4 (Peng et al., arXiv 2305.13048): time mix and channel mix, both over a token shift.
+
+time mix, with x' the token before x and μ learned:
+    k = (μ_k x + (1 - μ_k) x') W_k, likewise v and r;     w = -exp(time_decay), u = time_first
+    wkv_t = (Σ_{i<t} e^{w (t-1-i) + k_i} v_i + e^{u + k_t} v_t) / (Σ_{i<t} e^{w (t-1-i) + k_i} + e^{u + k_t})
+    y = (sigmoid(r) · wkv) W_o
+channel mix:
+    y = sigmoid(r W_r) · relu(k W_k)² W_v,     r and k mixed with the token before as above
+
+The state is numerator, denominator and the exponent both are divided by, per channel, and the token before.
+"""
+
+from typing import Literal, Self
+
+from pydantic import PositiveInt
+
+from archcompass.blocks.base import Block, Op, Parameters, StateTensor, Step, Traits, gemm, pointwise
+from archcompass.blocks.recurrence import diagonal_recurrence, shift_state
+
+
+class RWKV4TimeMix(Block):
+    """RWKV-4's mixer.
+
+    Attributes:
+        attention_hidden_size: channels of the recurrence (A); None takes the width.
+    """
+
+    label = "RWKV-4 time mix"
+    kind: Literal["rwkv4_time_mix"] = "rwkv4_time_mix"
+    attention_hidden_size: PositiveInt | None = None
+
+    def channels(self, width: int) -> int:
+        """Channels of the recurrence."""
+        return self.attention_hidden_size or width
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(role="mixer", mixes_time=True)
+
+    def parameters(self, width: int) -> Parameters:
+        channels = self.channels(width)
+        return Parameters(matrix=4 * width * channels, vector=3 * width + 2 * channels)
+
+    def state(self, width: int, context: int) -> list[StateTensor]:
+        sums = ("numerator", "denominator", "exponent")
+        shape = (self.channels(width),)
+        return [shift_state(width), *(StateTensor(name=n, shape=shape, dtype="fp32", grows=False) for n in sums)]
+
+    def work(self, width: int, step: Step) -> list[Op]:
+        rows, channels = step.tokens, self.channels(width)
+        return [
+            pointwise(step, "token shift", 3 * rows * width),
+            gemm(step, "key, value and receptance", rows, width, channels, count=3),
+            diagonal_recurrence(step, "wkv", 2 * channels),
+            pointwise(step, "receptance gate", rows * channels, reads=3),
+            gemm(step, "output projection", rows, channels, width),
+        ]
+
+    @classmethod
+    def tiny(cls) -> list[Self]:
+        return [cls(), cls(attention_hidden_size=20)]
+
+
+class RWKV4ChannelMix(Block):
+    """RWKV-4's channel mixer, which sees one token back.
+
+    Attributes:
+        intermediate_size: hidden channels (I).
+    """
+
+    label = "RWKV-4 channel mix"
+    kind: Literal["rwkv4_channel_mix"] = "rwkv4_channel_mix"
+    intermediate_size: PositiveInt
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(role="channel", mixes_time=True, window=2)
+
+    def parameters(self, width: int) -> Parameters:
+        return Parameters(matrix=2 * width * self.intermediate_size + width * width, vector=2 * width)
+
+    def state(self, width: int, context: int) -> list[StateTensor]:
+        return [shift_state(width)]
+
+    def work(self, width: int, step: Step) -> list[Op]:
+        rows = step.tokens
+        return [
+            pointwise(step, "token shift", 2 * rows * width),
+            gemm(step, "key projection", rows, width, self.intermediate_size),
+            pointwise(step, "squared ReLU", rows * self.intermediate_size),
+            gemm(step, "value projection", rows, self.intermediate_size, width),
+            gemm(step, "receptance", rows, width, width),
+            pointwise(step, "receptance gate", rows * width, reads=2),
+        ]
+
+    @classmethod
+    def tiny(cls) -> list[Self]:
+        return [cls(intermediate_size=50)]

@@ -1,0 +1,1 @@
+"""RWKV-6 (Finch): linear attention with a decay per channel that the input chooses."""

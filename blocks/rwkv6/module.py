@@ -1,0 +1,108 @@
+"""RWKV-6 at work. One forward serves prompts, further segments and single steps."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from archcompass.blocks.base import Block
+from archcompass.blocks.runtime import BlockModule, BlockState, Context, Linear
+from archcompass.blocks.rwkv6.spec import RWKV6ChannelMix, RWKV6TimeMix
+from archcompass.blocks.time_mixing import ShiftedMatrixState, ShiftState, hide, keeps, previous, recall, wide
+
+
+class RWKV6TimeMixModule(BlockModule):
+    """x [batch, time, width] -> [batch, time, width]. `mix` and the up projections are for w, k, v, r, g in this order."""
+
+    spec: RWKV6TimeMix
+
+    def __init__(self, spec: RWKV6TimeMix, width: int) -> None:
+        super().__init__(spec, width)
+        mix, decay, heads = spec.time_mix_extra_dim, spec.time_decay_extra_dim, width // spec.head_dim
+        self.mix_input = nn.Parameter(torch.empty(width))
+        self.mix = nn.Parameter(torch.empty(5, width))
+        self.mix_down = nn.Parameter(torch.empty(width, 5 * mix))
+        self.mix_up = nn.Parameter(torch.empty(5, mix, width))
+        self.decay = nn.Parameter(torch.empty(width))
+        self.decay_down = nn.Parameter(torch.empty(width, decay))
+        self.decay_up = nn.Parameter(torch.empty(decay, width))
+        self.bonus = nn.Parameter(torch.empty(heads, spec.head_dim))
+        self.key, self.value, self.receptance, self.gate = (Linear(width, width) for _ in range(4))
+        self.norm_weight = nn.Parameter(torch.empty(width))
+        self.norm_bias = nn.Parameter(torch.empty(width))
+        self.output = Linear(width, width)
+
+    def reset_parameters(self) -> None:
+        """Shares of the token before that fall over the channels, decays from slow to fast, no low-rank part yet."""
+        ramp = torch.linspace(0, 1, self.width)
+        with torch.no_grad():
+            self.mix_input.copy_(1 - ramp)
+            self.mix.copy_((1 - ramp).expand(5, -1))
+            self.decay.copy_(-6 + 5 * ramp**0.8)
+            self.bonus.copy_((1 - ramp).view_as(self.bonus))
+        for down, up in ((self.mix_down, self.mix_up), (self.decay_down, self.decay_up)):
+            nn.init.zeros_(down)
+            nn.init.uniform_(up, -0.01, 0.01)
+        nn.init.ones_(self.norm_weight)
+        nn.init.zeros_(self.norm_bias)
+
+    def forward(
+        self, x: Tensor, state: BlockState | None = None, context: Context | None = None
+    ) -> tuple[Tensor, BlockState | None]:
+        before = state if isinstance(state, ShiftedMatrixState) else None
+        x = hide(x, context)
+        xw, xk, xv, xr, xg = self._shifted(x, previous(x, None if before is None else before.shift) - x)
+        low_rank = (xw @ self.decay_down).tanh() @ self.decay_up
+        log_decay = -(wide(self.decay) + wide(low_rank)).exp()
+        parts = (self.receptance(xr), self.key(xk), self.value(xv), log_decay)
+        r, k, v, log_decay = (part.unflatten(-1, self.bonus.shape) for part in parts)
+        recurrent = None if before is None else before.recurrent
+        y, recurrent = recall(r, k, v, log_decay, recurrent, bonus=self.bonus, exclusive=True)
+        y = self._normalise(y.flatten(2)) * F.silu(self.gate(xg))
+        after = ShiftedMatrixState(x[:, -1].clone(), recurrent) if keeps(context) else None
+        return self.output(y), after
+
+    def _shifted(self, x: Tensor, difference: Tensor) -> tuple[Tensor, ...]:
+        """The five mixtures of a token with the one before it, by shares that both choose."""
+        low_rank = torch.addcmul(x, difference, self.mix_input) @ self.mix_down
+        low_rank = low_rank.tanh().flatten(0, 1).unflatten(-1, (5, -1)).transpose(0, 1)
+        shares = self.mix.unsqueeze(1) + low_rank @ self.mix_up  # [5, batch · time, width]
+        mixed = torch.addcmul(x.flatten(0, 1), difference.flatten(0, 1), shares)
+        return mixed.unflatten(1, x.shape[:2]).unbind(0)
+
+    def _normalise(self, y: Tensor) -> Tensor:
+        """Every head to mean zero and variance one."""
+        heads = self.bonus.shape[0]
+        flat = F.group_norm(y.flatten(0, 1), heads, self.norm_weight, self.norm_bias, self.spec.norm_eps)
+        return flat.view_as(y)
+
+
+class RWKV6ChannelMixModule(BlockModule):
+    """x [batch, time, width] -> [batch, time, width]. The rows of `mix` are μ of key and receptance."""
+
+    def __init__(self, spec: RWKV6ChannelMix, width: int) -> None:
+        super().__init__(spec, width)
+        self.mix = nn.Parameter(torch.empty(2, width))
+        self.key = Linear(width, spec.intermediate_size)
+        self.value = Linear(spec.intermediate_size, width)
+        self.receptance = Linear(width, width)
+
+    def reset_parameters(self) -> None:
+        with torch.no_grad():
+            self.mix.copy_((1 - torch.linspace(0, 1, self.width)).expand(2, -1))
+
+    def forward(
+        self, x: Tensor, state: BlockState | None = None, context: Context | None = None
+    ) -> tuple[Tensor, BlockState | None]:
+        x = hide(x, context)
+        shifted = previous(x, state.shift if isinstance(state, ShiftState) else None)
+        key, receptance = (torch.lerp(x, shifted, share) for share in self.mix)
+        y = self.receptance(receptance).sigmoid() * self.value(F.relu(self.key(key)).square())
+        return y, ShiftState(x[:, -1].clone()) if keeps(context) else None
+
+
+def build(spec: Block, width: int, layer: int) -> BlockModule:
+    """The module of an RWKV-6 spec."""
+    if isinstance(spec, RWKV6TimeMix):
+        return RWKV6TimeMixModule(spec, width)
+    assert isinstance(spec, RWKV6ChannelMix)
+    return RWKV6ChannelMixModule(spec, width)
