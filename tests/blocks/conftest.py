@@ -25,17 +25,17 @@ _NAMES = """
 __and__ __or__ _safe_softmax _softmax _to_copy _unsafe_view abs add add_ addcmul addcmul_ alias all any arange
 argmax batch_norm bitwise_and bitwise_not bitwise_or broadcast_to bucketize cat ceil chunk clamp clamp_
 clamp_max clamp_max_ clamp_min clone constant_pad_nd contiguous copy_ cos cummax cumprod cumsum detach
-diag_embed diagonal diff div div_ dropout elu embedding empty empty_like eq erf exp exp_ expand expm1 fill_ flatten
-flip floor floor_ floor_divide full full_like gather ge gelu group_norm gt index index_add index_add_ index_copy
-index_fill index_put_ index_select layer_norm le leaky_relu lerp lift_fresh linalg_vector_norm linspace log log10
-log1p log2 log_sigmoid log_sigmoid_forward
-logaddexp logical_and logical_and_ logical_not logical_or logsigmoid logsumexp lt mT masked_fill masked_fill_
-masked_scatter max maximum mean min minimum mul mul_ narrow native_group_norm native_layer_norm ne neg new_empty new_full new_ones
-new_zeros norm ones ones_like outer pad permute pow prod reciprocal relu remainder repeat repeat_interleave
-reshape rms_norm roll rsqrt rsub scalar_tensor scatter scatter_ scatter_add scatter_add_ searchsorted select
-select_scatter sigmoid sigmoid_ sign silu silu_ sin slice slice_scatter softmax softplus sort split sqrt square
-squeeze stack sub sub_ sum swapaxes t tan tanh tensor_split threshold to topk transpose tril triu type_as unbind
-unflatten unfold unsqueeze var view view_as where zero_ zeros zeros_like
+diag_embed diagonal diff div div_ dropout elu embedding empty empty_like eq erf exp exp_ expand expm1 fill_
+flatten flip floor floor_ floor_divide full full_like gather ge gelu group_norm gt index index_add index_add_
+index_copy index_fill index_put_ index_select layer_norm le leaky_relu lerp lift_fresh linalg_vector_norm
+linspace log log10 log1p log2 log_sigmoid log_sigmoid_forward logaddexp logical_and logical_and_ logical_not
+logical_or logsigmoid logsumexp lt mT masked_fill masked_fill_ masked_scatter max maximum mean min minimum mul
+mul_ narrow native_group_norm native_layer_norm ne neg new_empty new_full new_ones new_zeros norm ones ones_like
+outer pad permute pow prod reciprocal relu remainder repeat repeat_interleave reshape rms_norm roll rsqrt rsub
+scalar_tensor scatter scatter_ scatter_add scatter_add_ searchsorted select select_scatter sigmoid sigmoid_ sign
+silu silu_ sin slice slice_scatter softmax softplus sort split sqrt square squeeze stack sub sub_ sum swapaxes t
+tan tanh tensor_split threshold to topk transpose tril triu type_as unbind unflatten unfold unsqueeze var view
+view_as where zero_ zeros zeros_like
 """
 
 ELEMENTWISE = frozenset(_NAMES.split())
