@@ -85,7 +85,7 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
     if not isinstance(model_type, str):
         raise ConversionError("model_type is missing; a Hugging Face config.json names its family there")
     chosen = family(model_type)
-    fields = Fields(config, chosen.no_effect)
+    fields = Fields(config, chosen.no_effect, chosen.aliases)
     try:
         spec = chosen.read(fields)
     except ConversionError:

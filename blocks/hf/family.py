@@ -30,6 +30,7 @@ class Family:
             kind of model and raise `ConversionError`: what it writes is read back and compared with what was asked.
         weights: the model -> every tensor of ours with the tensors of the checkpoint it is made from.
         no_effect: keys that have no effect in this family.
+        aliases: other spellings of keys, and the ones that `read` asks for.
         unused: patterns of tensors in published checkpoints that the language model does not use.
     """
 
@@ -39,6 +40,7 @@ class Family:
     write: Callable[[ModelSpec], dict[str, Any]]
     weights: Callable[[ModelSpec], Iterable[Weight]]
     no_effect: tuple[str, ...] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict)
     unused: tuple[str, ...] = field(default=(r".*rotary_emb\.inv_freq$",))
 
 

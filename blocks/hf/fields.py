@@ -86,12 +86,22 @@ class Fields:
     Args:
         config: the parsed file.
         no_effect: further keys that have no effect in this family.
+        aliases: other spellings of a key, and the one that the family's adapter asks for.
+
+    Raises:
+        ConversionError: two spellings of one key say different things.
     """
 
-    def __init__(self, config: Mapping[str, Any], no_effect: Sequence[str] = ()) -> None:
-        self.config = config
+    def __init__(
+        self, config: Mapping[str, Any], no_effect: Sequence[str] = (), aliases: Mapping[str, str] | None = None
+    ) -> None:
+        self.config = dict(config)
         self.model_type = str(config.get("model_type"))
-        self._left = {key for key in config if key not in NO_EFFECT} - set(no_effect)
+        for other, key in (aliases or {}).items():
+            value = self.config.pop(other, None)
+            if value is not None and self.config.setdefault(key, value) != value:
+                self.refuse(other, value, f"the same as {key}, which is {self.config[key]!r}")
+        self._left = {key for key in self.config if key not in NO_EFFECT} - set(no_effect)
 
     def __contains__(self, key: str) -> bool:
         """Whether the key is there with a value."""

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 
 from archcompass.blocks.attention.spec import Attention
 from archcompass.blocks.gated_mlp.spec import GatedMLP
-from archcompass.blocks.hf.weights import Form, Rows, Same, Stacked, Weight, same
+from archcompass.blocks.hf.weights import Form, Reshaped, Rows, Same, Stacked, Weight, same
+from archcompass.blocks.mamba2.spec import Mamba2
 from archcompass.blocks.model.spec import ModelSpec
 from archcompass.blocks.moe.spec import MoE
 
@@ -83,6 +84,7 @@ def experts(
     projections: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
     router: str = "gate",
     shared: str = "shared_expert",
+    selection: str = "gate.e_score_correction_bias",
 ) -> Iterator[Weight]:
     """Routed experts that the checkpoint keeps one by one, under `theirs.experts.N`, and what stands beside them."""
     gate, up, down = projections
@@ -95,7 +97,24 @@ def experts(
     )
     yield Weight(f"{ours}.down", tuple(f"{one}.{down}.weight" for one in each), Stacked(count))
     yield from linear(f"{ours}.router", f"{theirs}.{router}", block.router_bias)
+    if block.selection_bias:
+        yield same(f"{ours}.selection_bias", f"{theirs}.{selection}")
     if block.shared is not None:
         yield from mlp(f"{ours}.shared", f"{theirs}.{shared}", block.shared)
     if block.shared_expert_gate:
         yield same(f"{ours}.shared_gate.weight", f"{theirs}.{shared}_gate.weight")
+
+
+def mamba2(ours: str, theirs: str, block: Mamba2) -> Iterator[Weight]:
+    """A Mamba-2 mixer, which is called the same everywhere."""
+    channels, taps = block.conv_channels, block.conv_kernel
+    yield from linear(f"{ours}.input", f"{theirs}.in_proj", block.use_bias)
+    yield Weight(f"{ours}.conv_weight", (f"{theirs}.conv1d.weight",), Reshaped((channels, taps), (channels, 1, taps)))
+    if block.use_conv_bias:
+        yield same(f"{ours}.conv_bias", f"{theirs}.conv1d.bias")
+    yield same(f"{ours}.dt_bias", f"{theirs}.dt_bias")
+    yield same(f"{ours}.a_log", f"{theirs}.A_log")
+    yield same(f"{ours}.d", f"{theirs}.D")
+    if block.norm != "none":
+        yield same(f"{ours}.norm_weight", f"{theirs}.norm.weight")
+    yield from linear(f"{ours}.output", f"{theirs}.out_proj", block.use_bias)

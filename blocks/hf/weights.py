@@ -5,6 +5,7 @@ A tensor that is the same on both sides stays a view of the mapped file; every o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
 class Form(Protocol):
     """The two directions."""
 
-    def join(self, parts: list[Tensor]) -> Tensor:
-        """The checkpoint's tensors -> ours."""
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """The checkpoint's tensors -> ours. They may be read as they are asked for, so ask once and let go."""
 
     def split(self, tensor: Tensor) -> list[Tensor]:
         """Ours -> the checkpoint's tensors, in the same order."""
@@ -26,7 +27,7 @@ class Form(Protocol):
 class Same:
     """One tensor, as it is."""
 
-    def join(self, parts: list[Tensor]) -> Tensor:
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
         return parts[0]
 
     def split(self, tensor: Tensor) -> list[Tensor]:
@@ -40,10 +41,19 @@ class Rows:
     sizes: tuple[int, ...]
     dim: int = 0
 
-    def join(self, parts: list[Tensor]) -> Tensor:
-        import torch
-
-        return torch.cat(parts, dim=self.dim)
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        first = parts[0]
+        whole = first.new_empty([*first.shape[: self.dim], sum(self.sizes), *first.shape[self.dim + 1 :]])
+        filled = first.shape[self.dim]
+        whole.narrow(self.dim, 0, filled).copy_(first)
+        del first
+        for index in range(1, len(parts)):
+            part = parts[index]
+            whole.narrow(self.dim, filled, part.shape[self.dim]).copy_(part)
+            filled += part.shape[self.dim]
+        if filled != sum(self.sizes):
+            raise RuntimeError(f"{filled} rows in place of {sum(self.sizes)}")
+        return whole
 
     def split(self, tensor: Tensor) -> list[Tensor]:
         return list(tensor.split(list(self.sizes), dim=self.dim))
@@ -56,7 +66,7 @@ class Reshaped:
     ours: tuple[int, ...]
     theirs: tuple[int, ...]
 
-    def join(self, parts: list[Tensor]) -> Tensor:
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
         return parts[0].reshape(self.ours)
 
     def split(self, tensor: Tensor) -> list[Tensor]:
@@ -67,7 +77,7 @@ class Reshaped:
 class Transposed:
     """One tensor whose last two dimensions are exchanged."""
 
-    def join(self, parts: list[Tensor]) -> Tensor:
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
         return parts[0].transpose(-1, -2).contiguous()
 
     def split(self, tensor: Tensor) -> list[Tensor]:
@@ -81,7 +91,7 @@ class Permuted:
     order: tuple[int, ...]
     dim: int = 0
 
-    def join(self, parts: list[Tensor]) -> Tensor:
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
         import torch
 
         return parts[0].index_select(self.dim, torch.tensor(self.order))
@@ -99,7 +109,7 @@ class Stacked:
     count: int
     inner: Form = field(default_factory=Same)
 
-    def join(self, parts: list[Tensor]) -> Tensor:
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
         each = len(parts) // self.count
         first = self.inner.join(parts[:each])
         whole = first.new_empty(self.count, *first.shape)
@@ -119,7 +129,7 @@ class Then:
     first: Form
     second: Form
 
-    def join(self, parts: list[Tensor]) -> Tensor:
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
         return self.second.join([self.first.join(parts)])
 
     def split(self, tensor: Tensor) -> list[Tensor]:

@@ -23,11 +23,11 @@ def read(fields: Fields) -> ModelSpec:
     return assemble(fields, layers, eps=1e-5)
 
 
-def read_experts(fields: Fields, **options: Any) -> MoE:
+def read_experts(fields: Fields, experts: int = 8, chosen: int = 2, **options: Any) -> MoE:
     """Mixtral's experts: softmax over all, the best k, weights renormalised."""
     return MoE(
-        num_experts=fields.integer("num_local_experts", 8),
-        num_experts_per_tok=fields.integer("num_experts_per_tok", 2),
+        num_experts=fields.integer("num_local_experts", experts),
+        num_experts_per_tok=fields.integer("num_experts_per_tok", chosen),
         moe_intermediate_size=fields.integer("intermediate_size"),
         hidden_act=HF_NAMES[fields.take("hidden_act", "silu")],
         router_aux_loss_coef=fields.number("router_aux_loss_coef", 0.001),

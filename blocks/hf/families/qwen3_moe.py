@@ -108,4 +108,11 @@ def weights(spec: ModelSpec) -> Iterator[Weight]:
             yield from parts.mlp(f"{ours}.block", f"{theirs}.mlp", place.block)
 
 
-FAMILY = Family(model_type="qwen3_moe", architecture="Qwen3MoeForCausalLM", read=read, write=write, weights=weights)
+FAMILY = Family(
+    model_type="qwen3_moe",
+    architecture="Qwen3MoeForCausalLM",
+    read=read,
+    write=write,
+    weights=weights,
+    aliases={"num_local_experts": "num_experts"},
+)
