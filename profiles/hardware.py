@@ -75,6 +75,11 @@ class Hardware:
         """Name with the count in front when there are several."""
         return f"{self.count}x {self.name}" if self.count > 1 else self.name
 
+    @property
+    def tag(self) -> str:
+        """The id as it can be given back to `find`: "2x rtx-4090"."""
+        return f"{self.count}x {self.id}" if self.count > 1 else self.id
+
     def rate(self, compute: str) -> float:
         """Dense FLOP/s of one card in `compute`; where it has no unit for it, of the dtype that serves instead."""
         while compute not in self.flops:

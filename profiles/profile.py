@@ -1,0 +1,380 @@
+"""One model on one machine: predicted for any card, measured where we run, side by side with their ratio."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from archcompass.blocks.model.spec import ModelSpec
+from archcompass.errors import InputError
+from archcompass.profiles.hardware import Hardware, describe, find, with_memory
+from archcompass.profiles.ledger import Memory
+from archcompass.profiles.predict import Call, Prediction, predict
+from archcompass.profiles.request import Engine, Mode, Request
+from archcompass.profiles.units import parse_bytes
+
+if TYPE_CHECKING:
+    from archcompass.profiles.measure.model import Measured
+
+Device = Literal["cpu", "cuda"]
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ParameterCounts(_Data):
+    """Learned numbers. Active ones are those one token's products touch."""
+
+    total: int
+    active: int
+    active_without_embeddings: int
+
+
+class MemoryBytes(_Data):
+    """Bytes over all cards; `total_bytes` is their sum."""
+
+    weights_bytes: int
+    state_bytes: int
+    activation_bytes: int
+    overhead_bytes: int
+    training_bytes: int = 0
+    total_bytes: int
+    per_card_bytes: int
+    capacity_bytes: int
+    detail: dict[str, int] = {}
+
+
+class PrefillSpeed(_Data):
+    """The whole prompt of the whole batch (in training, one step)."""
+
+    ms: float
+    tokens_per_second: float
+    flops: float
+
+
+class DecodeSpeed(_Data):
+    """One step at the average context; `tokens_per_second` is the whole batch's, the other one user's."""
+
+    ms_per_token: float
+    tokens_per_second: float
+    tokens_per_second_per_user: float
+
+
+class Range(_Data):
+    """Where the truth should lie: [low, high]."""
+
+    prefill_ms: tuple[float, float] | None = None
+    decode_ms_per_token: tuple[float, float] | None = None
+    why: str
+
+
+class PartMs(_Data):
+    """Share of one operation."""
+
+    name: str
+    kind: str
+    count: int
+    ms: float
+    bound: str
+
+
+class ProfileEntry(_Data):
+    """What one source says.
+
+    Attributes:
+        source: measured, sampled, calibrated or roofline.
+        hardware: the machine it speaks of.
+        precision, prompt, generate: what it speaks of; a measurement may be shorter than what was asked.
+        ratio: this measurement divided by the prediction for the very same run, by phase.
+        ran: what was run, on what, how often.
+    """
+
+    source: Literal["measured", "sampled", "calibrated", "roofline"]
+    hardware: str
+    precision: str
+    prompt: int
+    generate: int
+    memory: MemoryBytes
+    prefill: PrefillSpeed | None
+    decode: DecodeSpeed | None
+    range: Range
+    fits: bool
+    verdict: str = ""
+    process_peak_bytes: int | None = None
+    ratio: dict[str, float] = {}
+    ran: dict[str, Any] = {}
+    breakdown: dict[str, list[PartMs]] = {}
+    notes: list[str] = []
+
+
+class ProfileReport(_Data):
+    """One question, and an entry per source that answers it."""
+
+    model: str
+    parameters: ParameterCounts
+    hardware: str
+    precision: str
+    kv_precision: str
+    mode: str
+    engine: str
+    batch: int
+    prompt: int
+    generate: int
+    profiles: list[ProfileEntry]
+    check: str
+
+    @property
+    def fits(self) -> bool:
+        """Whether the first entry, which answers the question as asked, fits."""
+        return self.profiles[0].fits
+
+
+def profile(
+    spec: ModelSpec,
+    *,
+    gpu: str | Hardware | None = None,
+    vram: str | float | None = None,
+    bandwidth: str | float | None = None,
+    tflops: str | float | None = None,
+    device: Device | str | None = None,
+    batch: int = 1,
+    prompt: int = 1024,
+    generate: int = 256,
+    precision: str = "bf16",
+    kv_precision: str | None = None,
+    mode: Mode = "inference",
+    engine: Engine = "native",
+    seconds: float = 45.0,
+    progress: Callable[[float, str], None] | None = None,
+) -> ProfileReport:
+    """Memory and speed of `spec`.
+
+    Args:
+        gpu: a card to predict for, as people write it, or "cpu"; without it and without `device`, this machine.
+        vram, bandwidth, tflops: override the card's memory, or describe a card by hand when all three are given.
+        device: measure on "cpu" or "cuda" here; the prediction for this machine stands beside it.
+        batch, prompt, generate, precision, kv_precision, mode, engine: see `Request`.
+        seconds: about how long measuring may take.
+        progress: told (share done, what is done now).
+
+    Raises:
+        InputError: an impossible number, or a device this machine lacks.
+        UnknownNameError: a card, precision, mode or engine nobody has heard of.
+        MeasurementError: a block that cannot run here.
+    """
+    request = Request(
+        batch=batch, prompt=prompt, generate=generate, mode=mode, precision=precision,
+        kv_precision=kv_precision, engine=engine,
+    )  # fmt: skip
+    target = (
+        machine(gpu, vram=vram, bandwidth=bandwidth, tflops=tflops) if _named(gpu, vram, bandwidth, tflops) else None
+    )
+    entries = [_predicted(spec, request, target)] if target is not None else []
+    here = None
+    if device is not None:
+        here, measured, seen = _measure(spec, request, device, seconds, progress)
+        entries += [_beside(spec, measured.request, here), seen]
+    elif target is None:
+        here = find("cpu")
+        entries.append(_predicted(spec, request, here))
+    counts = spec.parameters()
+    return ProfileReport(
+        model=spec.name,
+        parameters=ParameterCounts(
+            total=counts.total, active=counts.active, active_without_embeddings=counts.active_without_embeddings
+        ),
+        hardware=(target or here or find("cpu")).tag,
+        precision=request.precision,
+        kv_precision=request.cache_precision.name,
+        mode=request.mode,
+        engine=request.engine,
+        batch=batch,
+        prompt=prompt,
+        generate=generate,
+        profiles=entries,
+        check=_check(spec, request, target),
+    )
+
+
+def machine(
+    gpu: str | Hardware | None,
+    *,
+    vram: str | float | None = None,
+    bandwidth: str | float | None = None,
+    tflops: str | float | None = None,
+) -> Hardware:
+    """The machine that these flags mean: a named card, a card with other memory, or one described by hand.
+
+    Raises:
+        InputError: too little to describe a card by.
+        UnknownNameError: no such card.
+    """
+    if gpu is None:
+        if vram is None or bandwidth is None or tflops is None:
+            raise InputError(
+                "gpu is missing: name a card, or give vram, bandwidth and tflops of one that is in no table"
+            )
+        return describe(vram=vram, bandwidth=bandwidth, tflops=tflops)
+    found = gpu if isinstance(gpu, Hardware) else find(gpu)
+    if bandwidth is not None or tflops is not None:
+        described = describe(
+            vram=vram if vram is not None else found.memory_bytes,
+            bandwidth=bandwidth if bandwidth is not None else found.bandwidth_bytes_per_second / 1e9,
+            tflops=tflops if tflops is not None else found.rate("bf16") / 1e12,
+            count=found.count,
+            name=f"{found.name}, changed by hand",
+        )
+        return described
+    return found if vram is None else with_memory(found, parse_bytes(vram, "vram"))
+
+
+def _named(*flags: object) -> bool:
+    return any(flag is not None for flag in flags)
+
+
+def entry_of(request: Request, hardware: Hardware, prediction: Prediction) -> ProfileEntry:
+    """A prediction as an entry of the report."""
+    low, high = prediction.low, prediction.high
+    prefill, decode = prediction.prefill_ms, prediction.decode_ms_per_token
+    return ProfileEntry(
+        source=prediction.source,
+        hardware=hardware.tag,
+        precision=request.precision,
+        prompt=request.prompt,
+        generate=request.generate,
+        memory=_bytes(prediction.memory),
+        prefill=_prefill(prefill, request, prediction.prefill_flops),
+        decode=_decode(decode, request),
+        range=Range(
+            prefill_ms=(prefill * low["prefill"], prefill * high["prefill"]) if prefill is not None else None,
+            decode_ms_per_token=(decode * low["decode"], decode * high["decode"]) if decode is not None else None,
+            why=_why(prediction),
+        ),
+        fits=prediction.fits,
+        verdict=prediction.verdict,
+        breakdown={
+            phase: _parts(call)
+            for phase, call in (("prefill", prediction.prefill), ("decode", prediction.decode))
+            if call
+        },
+        notes=list(prediction.notes),
+    )
+
+
+def _predicted(spec: ModelSpec, request: Request, hardware: Hardware) -> ProfileEntry:
+    return entry_of(request, hardware, predict(spec, request, hardware))
+
+
+def _beside(spec: ModelSpec, request: Request, hardware: Hardware) -> ProfileEntry:
+    """The prediction for what was really run here; its memory decides nothing, since it was run."""
+    return _predicted(spec, request, replace(hardware, memory_bytes=max(hardware.memory_bytes, 2**50)))
+
+
+def _measure(
+    spec: ModelSpec, request: Request, device: str, seconds: float, progress: Callable[[float, str], None] | None
+) -> tuple[Hardware, Measured, ProfileEntry]:
+    """(this machine, what was measured, as an entry with its ratio to the prediction for the same run)."""
+    from archcompass.profiles.measure.here import this_machine
+    from archcompass.profiles.measure.model import measure, silent
+
+    here = this_machine(device)
+    measured = measure(spec, request, here, device=device, seconds=seconds, progress=progress or silent)
+    run = measured.request
+    foreseen = predict(spec, run, replace(here, memory_bytes=2**62))
+    ratio = {}
+    if measured.prefill and foreseen.prefill_ms:
+        ratio["prefill"] = measured.prefill.ms / foreseen.prefill_ms
+    if measured.decode and foreseen.decode_ms_per_token:
+        ratio["decode"] = measured.decode.ms / foreseen.decode_ms_per_token
+    seen = ProfileEntry(
+        source=measured.source,
+        hardware=here.tag,
+        precision=run.precision,
+        prompt=run.prompt,
+        generate=run.generate,
+        memory=_seen_bytes(measured, here),
+        prefill=_prefill(measured.prefill.ms if measured.prefill else None, run, foreseen.prefill_flops),
+        decode=_decode(measured.decode.ms if measured.decode else None, run),
+        range=Range(
+            prefill_ms=(measured.prefill.low, measured.prefill.high) if measured.prefill else None,
+            decode_ms_per_token=(measured.decode.low, measured.decode.high) if measured.decode else None,
+            why="lower and upper quartile of the runs",
+        ),
+        fits=True,
+        process_peak_bytes=measured.process_peak_bytes,
+        ratio={phase: round(value, 4) for phase, value in ratio.items()},
+        ran=measured.ran,
+        breakdown={"sampled": [
+            PartMs(name=name, kind=source, count=count, ms=ms, bound="") for name, source, count, ms in measured.parts
+        ]} if measured.parts else {},
+        notes=list(measured.notes),
+    )  # fmt: skip
+    return here, measured, seen
+
+
+def _prefill(ms: float | None, request: Request, flops: float) -> PrefillSpeed | None:
+    if ms is None:
+        return None
+    return PrefillSpeed(ms=ms, tokens_per_second=request.batch * request.prompt / ms * 1e3, flops=flops)
+
+
+def _decode(ms: float | None, request: Request) -> DecodeSpeed | None:
+    if ms is None:
+        return None
+    return DecodeSpeed(ms_per_token=ms, tokens_per_second=request.batch / ms * 1e3, tokens_per_second_per_user=1e3 / ms)
+
+
+def _bytes(ledger: Memory) -> MemoryBytes:
+    return MemoryBytes(
+        weights_bytes=round(ledger.weights_bytes),
+        state_bytes=round(ledger.state_bytes),
+        activation_bytes=round(ledger.activation_bytes),
+        overhead_bytes=round(ledger.overhead_bytes),
+        training_bytes=round(ledger.training_bytes),
+        total_bytes=round(ledger.weights_bytes) + round(ledger.state_bytes) + round(ledger.activation_bytes)
+        + round(ledger.overhead_bytes) + round(ledger.training_bytes),
+        per_card_bytes=round(ledger.per_card_bytes),
+        capacity_bytes=round(ledger.capacity_bytes),
+        detail={name: round(size) for name, size in ledger.detail.items()},
+    )  # fmt: skip
+
+
+def _seen_bytes(measured: Measured, here: Hardware) -> MemoryBytes:
+    """Tensors as they were, and as overhead what the process held beyond them."""
+    tensors = measured.weights_bytes + measured.state_bytes + measured.activation_bytes
+    peak = measured.process_peak_bytes or 0
+    overhead = max(peak - tensors, measured.spare_bytes) if measured.source == "measured" else measured.spare_bytes
+    return MemoryBytes(
+        weights_bytes=measured.weights_bytes,
+        state_bytes=measured.state_bytes,
+        activation_bytes=measured.activation_bytes,
+        overhead_bytes=overhead,
+        total_bytes=tensors + overhead,
+        per_card_bytes=tensors + overhead,
+        capacity_bytes=here.memory_bytes,
+        detail={"spare room of caches": measured.spare_bytes},
+    )
+
+
+def _parts(call: Call) -> list[PartMs]:
+    ordered = sorted(call.parts, key=lambda part: -part.ms)
+    return [PartMs(name=p.name, kind=p.kind, count=p.count, ms=p.ms, bound=p.bound) for p in ordered if p.ms > 0]
+
+
+def _why(prediction: Prediction) -> str:
+    if prediction.source == "calibrated":
+        return "spread of this table's predictions against measurements"
+    return "data sheet with ordinary efficiencies; nothing was measured on this machine"
+
+
+def _check(spec: ModelSpec, request: Request, hardware: Hardware | None) -> str:
+    """The command that measures the same question."""
+    device = "cpu" if hardware is None or hardware.is_cpu else "cuda"
+    return (
+        f"archcompass profile {spec.name} --device {device} --precision {request.activations} --batch {request.batch} "
+        f"--prompt {request.prompt} --generate {request.generate} --mode {request.mode}"
+    )
