@@ -1,5 +1,7 @@
 """Rotary tables as tensors: cosine and sine of every new position, computed once per forward call."""
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -10,12 +12,16 @@ from archcompass.kernels.rope import rotate
 
 def table(rope: Rope, head_dim: int, context: Context, time: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Cosine and sine [batch or 1, time, rotary_dim / 2] of the new positions, in `like`'s dtype; angles in float32."""
-    key = (rope, head_dim, time, like.dtype)
+    key = (id(rope), head_dim, time, like.dtype)
     if key not in context.tables:
         wide = torch.float64 if like.dtype == torch.float64 else torch.float32
-        frequencies = torch.tensor(rope.inverse_frequencies(head_dim), device=like.device, dtype=wide)
-        angles = context.positions(time, like.device).to(wide)[..., None] * frequencies
-        cosine, sine = angles.cos() * rope.amplitude, angles.sin() * rope.amplitude
+        length = rope.settled(_length(context, time))
+        angles = context.positions(time, like.device).to(wide)[..., None] * _frequencies(
+            rope, head_dim, length, like.device, wide
+        )
+        cosine, sine = angles.cos(), angles.sin()
+        if rope.amplitude != 1.0:
+            cosine, sine = cosine * rope.amplitude, sine * rope.amplitude
         context.tables[key] = (cosine.to(like.dtype), sine.to(like.dtype))
     cosine, sine = context.tables[key]
     return cosine, sine
@@ -27,3 +33,18 @@ def turn(x: Tensor, rope: Rope | None, context: Context) -> Tensor:
         return x
     cosine, sine = table(rope, x.shape[-1], context, x.shape[1], x)
     return rotate(x, cosine, sine, interleaved=rope.interleaved)
+
+
+def _length(context: Context, time: int) -> int:
+    """Tokens of the longest sequence after this call, padding left out."""
+    length = context.past + time
+    if context.padding is None or context.padding.device.type == "meta":
+        return length
+    return length - int(context.padding.min())
+
+
+@lru_cache(maxsize=256)
+def _frequencies(rope: Rope, head_dim: int, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """[rotary_dim / 2], an ordinary tensor even when first asked for in inference mode."""
+    with torch.inference_mode(False):
+        return torch.tensor(rope.inverse_frequencies(head_dim, length), device=device, dtype=dtype)
