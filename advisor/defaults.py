@@ -47,6 +47,7 @@ def defaults(given: Mapping[str, Any]) -> dict[str, Default]:
 
 def _kind_of_work(task: str, modality: str, given: Mapping[str, Any]) -> dict[str, Default]:
     signal = modality in SIGNALS and task not in INTERACTIVE
+    stream = bool(given.get("stream")) or given.get("context") == UNBOUNDED
     documents = task in ("rag", "extract", "summarize", "translate") or given.get("corpus") is not None
     return {
         "task": Default("chat", "the most common work"),
@@ -57,13 +58,18 @@ def _kind_of_work(task: str, modality: str, given: Mapping[str, Any]) -> dict[st
             "documents" if documents or signal else "both",
             "the input holds what is needed" if documents or signal else "some from the weights, some from documents",
         ),
-        "recall": Default(
-            "none" if signal and task != "transcribe" else _RECALL.get(task, "medium"),
-            "signals are seldom quoted" if signal else f"usual for {task}: how exactly it must repeat what it has read",
-        ),
+        "recall": _recall(task, signal, stream),
         "reasoning": Default(_REASONING.get(task, "low"), f"usual for {task}"),
         "accuracy": Default("standard", "no error was said to be costly"),
     }
+
+
+def _recall(task: str, signal: bool, stream: bool) -> Default:
+    if signal and task != "transcribe":
+        return Default("none", "signals are seldom quoted")
+    if stream:
+        return Default("low", "what a stream said long ago is seldom quoted")
+    return Default(_RECALL.get(task, "medium"), f"usual for {task}: how exactly it must repeat what it has read")
 
 
 def _load(task: str, modality: str, given: Mapping[str, Any]) -> dict[str, Default]:

@@ -1,0 +1,74 @@
+"""What a rule says: a family, a strength with its arithmetic, a reason in plain words, and the evidence it stands on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from archcompass.advisor.reading import Reading
+from archcompass.advisor.sizing.shapes import Family
+
+RuleName = Literal["maximum-quality", "bottomless-knowledge", "infinite-memory", "hybrids"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """One published finding.
+
+    Attributes:
+        claim: what was found.
+        number: the figure.
+        source: where.
+        grade: A controlled or independent, B published but not controlled, C said by the vendor.
+        effect: what it does to the rule.
+    """
+
+    claim: str
+    number: str
+    source: str
+    grade: Literal["A", "B", "C"]
+    effect: Literal["supports", "refines", "contradicts"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Term:
+    """One factor of a strength: what went in, by which function, and what came out."""
+
+    name: str
+    input: str
+    function: str
+    value: float
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What a rule says of one workload.
+
+    Attributes:
+        rule, family: which rule, and the family it speaks for.
+        strength: 0 to 1.
+        reason: why, with the user's own numbers.
+        formula: how the terms make the strength.
+        terms: the arithmetic.
+        evidence: what it stands on.
+    """
+
+    rule: RuleName
+    family: Family
+    strength: float
+    reason: str
+    formula: str
+    terms: tuple[Term, ...]
+    evidence: tuple[Evidence, ...]
+
+
+class Rule(Protocol):
+    """A rule is a function of a reading."""
+
+    def __call__(self, reading: Reading) -> Finding: ...
+
+
+def strength(product: float) -> float:
+    """A strength: within 0 and 1, to four digits, so that equal inputs print equal numbers."""
+    return round(min(1.0, max(0.0, product)), 4)
