@@ -13,6 +13,7 @@ from archcompass.kernels.attention.reference import attention_mask, attention_re
 from archcompass.kernels.attention.torch_op import attention_pieces
 from archcompass.kernels.dispatch import Choice, choose
 
+WIDEST_HEAD = 256
 SDPA_REASON = "torch's fused attention serves this call; our kernel has not been measured against it yet"
 
 
@@ -77,8 +78,12 @@ def attention(
         out, lse = _meta(q, k, v, scale, return_lse)
     elif choice.backend == "reference":
         out, lse = _reference(q, k, v, see, sinks, padding, cu_seqlens)
-    elif plain:
+    elif plain and choice.backend == "torch":
         return _sdpa(q, k, v, see)
+    elif choice.backend == "triton":
+        from archcompass.kernels.attention.triton_op import attention_triton
+
+        out, lse = attention_triton(q, k, v, sinks, padding, cu_seqlens, see)
     else:
         out, lse = attention_pieces(q, k, v, sinks, padding, cu_seqlens, see)
     return (out, lse.detach()) if return_lse else out
@@ -107,7 +112,16 @@ def explain(
 def _choose(q: Tensor, plain: bool, backend: str, strict: bool) -> Choice:
     if backend == "auto" and plain and q.device.type == "cuda":
         return Choice("attention", "torch", SDPA_REASON)
-    return choose("attention", backend, q.device, refusals={"triton": "not written yet"}, strict=strict)
+    return choose("attention", backend, q.device, refusals=refusals(q), strict=strict)
+
+
+def refusals(q: Tensor) -> dict[str, str]:
+    """Why the Triton kernels cannot take such queries, whatever the machine."""
+    if q.dtype == torch.float64:
+        return {"triton": "the kernels sum in float32, and q is float64"}
+    if q.shape[-1] > WIDEST_HEAD:
+        return {"triton": f"a head of {q.shape[-1]} is wider than {WIDEST_HEAD}, which is what a tile holds"}
+    return {}
 
 
 def _plain(q: Tensor, k: Tensor, see: Visibility) -> bool:

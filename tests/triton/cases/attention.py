@@ -1,0 +1,130 @@
+"""Attention: what a query may not see, both ways of computing it, grouped heads of odd widths."""
+
+import torch
+from support.cases import Agreement, Compilation
+
+from archcompass.kernels.attention import attention, triton_backward, triton_decode, triton_forward
+from archcompass.kernels.attention.intervals import intervals
+from archcompass.kernels.attention.pieces import Visibility
+
+
+def _inputs(batch, new, keys, heads, kv_heads, key_dim, value_dim, sinks=False):
+    torch.manual_seed(0)
+    made = {
+        "q": torch.randn(batch, new, heads, key_dim).double(),
+        "k": torch.randn(batch, keys, kv_heads, key_dim).double(),
+        "v": torch.randn(batch, keys, kv_heads, value_dim).double(),
+    }
+    return {**made, "sinks": torch.randn(heads).double()} if sinks else made
+
+
+def _call(**options):
+    def call(backend, **given):
+        out, lse = attention(**given, **options, return_lse=True, backend=backend)
+        return out, lse.exp()  # finite where nothing is seen
+
+    return call
+
+
+def _agreement(name, shape, sinks=False, step=False, **options):
+    wanted = () if step else ("q", "k", "v", *(("sinks",) if sinks else ()))
+    return Agreement(name=name, inputs=lambda: _inputs(*shape, sinks=sinks), call=_call(**options), gradients=wanted)
+
+
+AGREEMENTS = [
+    _agreement("causal-group-of-five", (1, 75, 75, 5, 1, 60, 60)),
+    _agreement("all", (2, 33, 50, 2, 2, 16, 40), causal=False),
+    _agreement("window-sinks", (1, 75, 75, 4, 2, 32, 32), sinks=True, window=9),
+    _agreement("chunk-soft-cap", (1, 70, 90, 2, 1, 24, 24), chunk=32, key_offset=5, soft_cap=3.0),
+    _agreement("padding", (2, 66, 66, 2, 1, 16, 16), padding=torch.tensor([21, 0])),
+    _agreement("packed", (1, 90, 90, 2, 1, 16, 16), cu_seqlens=torch.tensor([0, 1, 1, 48, 90]), window=20),
+    _agreement("nothing-seen", (1, 80, 20, 2, 1, 16, 16)),
+    _agreement("step", (2, 1, 700, 6, 2, 60, 24), sinks=True, step=True),
+    _agreement("few-steps-window", (2, 5, 600, 4, 1, 40, 40), step=True, window=300, padding=torch.tensor([0, 590])),
+    _agreement("step-soft-cap-chunk", (1, 1, 300, 16, 1, 64, 64), step=True, chunk=128, soft_cap=2.0),
+]
+
+CAUSAL = Visibility(True, None, None, 0, 0.1, None)
+RICH = Visibility(True, 4096, None, 0, 0.1, 50.0)
+
+
+def _tensors(meta, batch, new, keys, heads, kv_heads, width, value, dtype=torch.bfloat16):
+    made = [meta(batch, new, heads, width, dtype=dtype), meta(batch, keys, kv_heads, width, dtype=dtype)]
+    return *made, meta(batch, keys, kv_heads, value, dtype=dtype)
+
+
+def _ends(q, k, see):
+    return intervals(q.shape[1], k.shape[1], see, None, None, q.device)
+
+
+def _forward(see, *shape, sinks=False, **kind):
+    def launch(meta):
+        q, k, v = _tensors(meta, *shape, **kind)
+        triton_forward.forward(q, k, v, meta(q.shape[2]) if sinks else None, *_ends(q, k, see), see)
+
+    return launch
+
+
+def _backward(see, *shape):
+    def launch(meta):
+        q, k, v = _tensors(meta, *shape)
+        lse = meta(*q.shape[:1], q.shape[2], q.shape[1], dtype=torch.float32)
+        grad = meta(*q.shape[:3], v.shape[3])
+        triton_backward.backward(grad, q, k, v, grad, lse, *_ends(q, k, see), see)
+
+    return launch
+
+
+def _split(see, *shape, sinks=False):
+    def launch(meta):
+        q, k, v = _tensors(meta, *shape)
+        triton_decode.split(q, k, v, meta(q.shape[2]) if sinks else None, *_ends(q, k, see), see)
+
+    return launch
+
+
+FORWARD = frozenset({"_attention_forward_kernel"})
+BACKWARD = frozenset({"_attention_backward_keys_kernel", "_attention_backward_queries_kernel"})
+SPLIT = frozenset({"_attention_split_kernel"})
+
+COMPILATIONS = [
+    *(
+        Compilation(
+            name=f"forward-{d}", launch=_forward(CAUSAL, 2, 2048, 2048, 32, 8, d, d), dots=FORWARD, short=d == 128
+        )
+        for d in (64, 128, 256)
+    ),
+    Compilation(
+        name="forward-192-128",
+        launch=_forward(CAUSAL, 2, 2048, 2048, 32, 32, 192, 128),
+        dots=FORWARD,
+        short=False,
+    ),
+    Compilation(
+        name="forward-rich",
+        launch=_forward(RICH, 2, 2048, 2048, 32, 8, 128, 128, sinks=True),
+        dots=FORWARD,
+        short=False,
+    ),
+    Compilation(
+        name="forward-float32-64",
+        launch=_forward(CAUSAL, 2, 2048, 2048, 32, 8, 64, 64, dtype=torch.float32),
+        dots=FORWARD,
+        short=False,
+    ),
+    *(
+        Compilation(
+            name=f"backward-{d}", launch=_backward(CAUSAL, 2, 2048, 2048, 32, 8, d, d), dots=BACKWARD, short=d == 128
+        )
+        for d in (64, 128, 256)
+    ),
+    Compilation(
+        name="backward-rich", launch=_backward(RICH, 2, 2048, 2048, 32, 8, 128, 128), dots=BACKWARD, short=False
+    ),
+    *(
+        Compilation(
+            name=f"split-{d}", launch=_split(CAUSAL, 8, 1, 8192, 32, 8, d, d, sinks=True), dots=SPLIT, short=d == 128
+        )
+        for d in (64, 128, 256)
+    ),
+]
