@@ -29,7 +29,8 @@ class AttentionModule(BlockModule):
     def _norm(self, heads_width: int) -> RMSNormModule | None:
         if self.spec.qk_norm == "none":
             return None
-        norm = RMSNorm(eps=self.spec.qk_norm_eps, unit_offset=self.spec.qk_norm_unit_offset)
+        spec = self.spec
+        norm = RMSNorm(eps=spec.qk_norm_eps, unit_offset=spec.qk_norm_unit_offset, weight=spec.qk_norm_weight)
         return RMSNormModule(norm, self.spec.head_dim if self.spec.qk_norm == "head" else heads_width)
 
     def reset_parameters(self) -> None:
@@ -40,11 +41,34 @@ class AttentionModule(BlockModule):
         self, x: Tensor, state: BlockState | None = None, context: Context | None = None
     ) -> tuple[Tensor, BlockState | None]:
         context = context or Context(past=len(state) if isinstance(state, GrowingState) else 0)
-        query, key, value, gate = self._project(x)
-        query, key = turn(query, self.spec.rope, context), turn(key, self.spec.rope, context)
+        query, key, value, gate = self._project(x if self.spec.in_multiplier == 1.0 else x * self.spec.in_multiplier)
+        query, key = self._place(query, key, context)
         key, value, state, first = self._remember(key, value, state, context)
         out = self._attend(query, key, value, first, context.padding).flatten(2)
-        return self.output(out if gate is None else out * gate.sigmoid()), state
+        y = self.output(out if gate is None else out * gate.sigmoid())
+        return y if self.spec.out_multiplier == 1.0 else y * self.spec.out_multiplier, state
+
+    def _place(self, query: Tensor, key: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """Queries and keys normed, turned and tempered by their positions."""
+        spec = self.spec
+        key = key if spec.key_multiplier == 1.0 else key * spec.key_multiplier
+        if spec.qk_norm == "head" and not spec.qk_norm_after_rope:
+            query, key = self._normed(query, key)
+        query, key = turn(query, spec.rope, context), turn(key, spec.rope, context)
+        if spec.qk_norm_after_rope:
+            query, key = self._normed(query, key)
+        if spec.temperature_floor_scale is not None:
+            steps = context.positions(query.shape[1], query.device).to(torch.promote_types(query.dtype, torch.float32))
+            warmth = (
+                torch.log1p(torch.floor((steps + 1) / spec.temperature_floor_scale)) * spec.temperature_attn_scale + 1
+            )
+            query = (query * warmth[..., None, None]).to(query.dtype)
+        return query, key
+
+    def _normed(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        if self.query_norm is None or self.key_norm is None:
+            return query, key
+        return self.query_norm.normalise(query), self.key_norm.normalise(key)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, first: int, padding: Tensor | None) -> Tensor:
         """[batch, time, heads, head_dim]; `first` is the position of the first key."""
@@ -76,11 +100,9 @@ class AttentionModule(BlockModule):
         gate = None
         if self.spec.output_gate:
             query, gate = query.chunk(2, dim=-1)
-        if self.spec.qk_norm == "all" and self.query_norm is not None and self.key_norm is not None:
-            query, key = self.query_norm.normalise(query), self.key_norm.normalise(key)
+        if self.spec.qk_norm == "all":
+            query, key = self._normed(query, key)
         query, key, value = (part.unflatten(-1, (-1, self.spec.head_dim)) for part in (query, key, value))
-        if self.spec.qk_norm == "head" and self.query_norm is not None and self.key_norm is not None:
-            query, key = self.query_norm.normalise(query), self.key_norm.normalise(key)
         return query, key, value, gate
 
     def _remember(

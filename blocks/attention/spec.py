@@ -12,7 +12,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from archcompass.blocks.base import Block, Live, Op, Parameters, StateTensor, Step, Traits, costed, gemm, pointwise
 from archcompass.blocks.rope import Rope
 from archcompass.errors import SpecError
-from archcompass.kernels.attention.cost import attention_cost, reachable_keys
+from archcompass.kernels.attention.cost import attention_cost
 
 
 class Attention(Block):
@@ -28,11 +28,16 @@ class Attention(Block):
         qk_norm: RMSNorm on queries and keys, over each head or over all heads together.
         qk_norm_eps: its epsilon.
         qk_norm_unit_offset: its weight is stored as the distance from one.
+        qk_norm_weight: whether it has a weight at all (Llama 4 has none).
+        qk_norm_after_rope: queries and keys are normed once they are turned (Llama 4), not before.
         qkv_bias, output_bias: biases of the projections.
         sinks: a learned logit per head that joins the softmax and is dropped (gpt-oss).
         logit_soft_cap: cap · tanh(logit / cap) before the softmax (Gemma 2).
         scale: of the logits; None is head_dim^-0.5.
         output_gate: output · sigmoid(gate), the gate projected beside the queries (Qwen3-Next).
+        temperature_floor_scale, temperature_attn_scale: queries at position p are multiplied by
+            log(1 + floor((p + 1) / floor_scale)) · attn_scale + 1; None for the first is no such thing (Llama 4's NoPE layers).
+        in_multiplier, key_multiplier, out_multiplier: constants on the block's input, its keys and its output (Falcon-H1).
     """
 
     label = "attention"
@@ -46,12 +51,19 @@ class Attention(Block):
     qk_norm: Literal["none", "head", "all"] = "none"
     qk_norm_eps: PositiveFloat = 1e-6
     qk_norm_unit_offset: bool = False
+    qk_norm_weight: bool = True
+    qk_norm_after_rope: bool = False
     qkv_bias: bool = False
     output_bias: bool = False
     sinks: bool = False
     logit_soft_cap: PositiveFloat | None = None
     scale: PositiveFloat | None = None
     output_gate: bool = False
+    temperature_floor_scale: PositiveFloat | None = None
+    temperature_attn_scale: PositiveFloat = 0.1
+    in_multiplier: float = 1.0
+    key_multiplier: float = 1.0
+    out_multiplier: float = 1.0
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -64,6 +76,8 @@ class Attention(Block):
             )
         if self.sliding_window and self.attention_chunk_size:
             raise SpecError("sliding_window and attention_chunk_size exclude each other; keep one")
+        if self.qk_norm == "all" and self.qk_norm_after_rope:
+            raise SpecError("qk_norm_after_rope norms each head; use qk_norm: head")
         if self.rope is not None:
             self.rope.rotary_dim(self.head_dim)
         return self
@@ -77,6 +91,12 @@ class Attention(Block):
     def key_width(self) -> int:
         """Channels of all key heads."""
         return self.num_key_value_heads * self.head_dim
+
+    @property
+    def _norm_weights(self) -> int:
+        if not self.qk_norm_weight:
+            return 0
+        return {"none": 0, "head": 2 * self.head_dim, "all": self.query_width + self.key_width}[self.qk_norm]
 
     @property
     def traits(self) -> Traits:
@@ -96,7 +116,7 @@ class Attention(Block):
         vector = self.num_attention_heads if self.sinks else 0
         vector += self.query_width + gate + 2 * self.key_width if self.qkv_bias else 0
         vector += width if self.output_bias else 0
-        vector += {"none": 0, "head": 2 * self.head_dim, "all": self.query_width + self.key_width}[self.qk_norm]
+        vector += self._norm_weights
         return Parameters(matrix=inward + self.query_width * width, vector=vector)
 
     def state(self, width: int, context: int) -> list[StateTensor]:
@@ -154,9 +174,7 @@ class Attention(Block):
             **sight,
         )
         heads = (self.num_attention_heads, self.num_key_value_heads)
-        # A single step is handed only what it sees; a segment is handed all there is, and cut into pieces inside.
-        handed = reachable_keys(1, keys, True, **sight) if step.new_tokens == 1 else keys
-        shape = (step.batch, *heads, step.new_tokens, handed, self.head_dim, self.head_dim)
+        shape = (step.batch, *heads, step.new_tokens, keys, self.head_dim, self.head_dim)
         operation = costed(step, "attention", "attention", cost, shape)
         return operation if step.training else operation._replace(state_bytes=step.cached_bytes(cost.state_bytes))
 
@@ -168,6 +186,9 @@ class Attention(Block):
             {"num_key_value_heads": 1, "qk_norm": "head", "qkv_bias": True, "output_bias": True},
             {"num_key_value_heads": 2, "sliding_window": 5, "rope": Rope(partial_rotary_factor=0.5), "sinks": True},
             {"num_key_value_heads": 2, "attention_chunk_size": 4, "qk_norm": "all", "rope": Rope(interleaved=True)},
-            {"num_key_value_heads": 4, "rope": None, "logit_soft_cap": 5.0, "output_gate": True, "scale": 0.5},
+            {"num_key_value_heads": 4, "rope": None, "logit_soft_cap": 5.0, "output_gate": True, "scale": 0.5}
+            | {"temperature_floor_scale": 4.0, "temperature_attn_scale": 0.3},
+            {"num_key_value_heads": 2, "qk_norm": "head", "qk_norm_weight": False, "qk_norm_after_rope": True}
+            | {"in_multiplier": 0.5, "key_multiplier": 1.5, "out_multiplier": 2.0},
         ]
         return [cls.model_validate(base | option) for option in options]
