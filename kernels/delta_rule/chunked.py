@@ -21,7 +21,7 @@ Shapes inside: N chunks, J = batch · heads, C tokens, [N, J, C, D]. Products ru
 float32: CPUs have no float16 products), decays, inverse and state in float32, or float64 for float64 inputs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -37,6 +37,8 @@ from archcompass.kernels.delta_rule.triangular import (
 )
 
 SEGMENT = 512
+
+Inverse = Callable[[Tensor], Tensor]
 
 
 class ChunkTerms(NamedTuple):
@@ -74,7 +76,7 @@ def delta_rule_chunked(
 ) -> tuple[Tensor, Tensor]:
     """Matmul form; arguments as in `archcompass.kernels.delta_rule.delta_rule`, with every default filled in."""
     inputs = [q, k, v, beta] if log_decay is None else [q, k, v, beta, log_decay]
-    terms = _vector_terms if log_decay is not None and log_decay.dim() == 4 else _scalar_terms
+    terms = vector_terms if log_decay is not None and log_decay.dim() == 4 else scalar_terms
     outputs = []
     for q, k, v, beta, *gate in _segments(inputs, chunk):
         prepared = terms(q, k, v, beta, gate[0] if gate else None, scale, state.dtype)
@@ -90,7 +92,7 @@ def dplr_chunked(
     inputs = [q, k, v, a, b, log_decay]
     outputs = []
     for segment in _segments(inputs, chunk):
-        out, state = _state_pass(_dplr_terms(*segment, scale=scale, precise=state.dtype), state)
+        out, state = _state_pass(dplr_terms(*segment, scale=scale, precise=state.dtype), state)
         outputs.append(_from_chunks(out, batch=segment[0].shape[1]))
     return _join(outputs, v), state
 
@@ -123,10 +125,20 @@ def _working(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.float16 else dtype
 
 
-def _scalar_terms(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, scale: float, precise: torch.dtype
+def scalar_terms(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_decay: Tensor | None,
+    scale: float,
+    precise: torch.dtype,
+    invert: Inverse = unit_lower_inverse,
 ) -> ChunkTerms:
-    """Terms under one decay per head. Products of q and k are made once per key head."""
+    """Terms under one decay per head. Products of q and k are made once per key head.
+
+    Inputs are chunked, [N, batch, heads, C, ...]; decays and the inverse are computed in the dtype `precise`.
+    """
     working = _working(q.dtype)
     group = v.shape[2] // k.shape[2]
     beta = beta.to(precise)
@@ -147,15 +159,22 @@ def _scalar_terms(
     return ChunkTerms(
         rows=rows.flatten(1, 3),
         target=(torch.unflatten(v, 2, (-1, group)) * beta.to(working).unsqueeze(-1)).flatten(1, 3),
-        inverse=unit_lower_inverse(among_keys.flatten(1, 3)).to(working),
+        inverse=invert(among_keys.flatten(1, 3)).to(working),
         mix=mix.flatten(1, 3),
         tail=weighted(k, until_end).flatten(1, 3),
         decay=None if log_decay is None else since_start[..., -1].flatten(1, 3)[..., None, None],
     )
 
 
-def _vector_terms(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, scale: float, precise: torch.dtype
+def vector_terms(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_decay: Tensor | None,
+    scale: float,
+    precise: torch.dtype,
+    invert: Inverse = unit_lower_inverse,
 ) -> ChunkTerms:
     """Terms under a decay per key dimension."""
     assert log_decay is not None
@@ -172,14 +191,14 @@ def _vector_terms(
     return ChunkTerms(
         rows=rows.to(working),
         target=(v.flatten(1, 2) * beta).to(working),
-        inverse=unit_lower_inverse(beta * among_keys).to(working),
+        inverse=invert(beta * among_keys).to(working),
         mix=(scale * mix).to(working),
         tail=(k * until_end).to(working),
         decay=since_start[..., -1, :].unsqueeze(-1),
     )
 
 
-def _dplr_terms(
+def dplr_terms(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -189,6 +208,7 @@ def _dplr_terms(
     *,
     scale: float,
     precise: torch.dtype,
+    invert: Inverse = unit_lower_inverse,
 ) -> ChunkTerms:
     """Terms of the diagonal plus low-rank form. Rows a read the state before this token's decay, rows q after it."""
     working = _working(q.dtype)
@@ -209,7 +229,7 @@ def _dplr_terms(
     return ChunkTerms(
         rows=torch.cat([a * decayed(before), scale * q * decayed(cumulative)], dim=-2).to(working),
         target=target,
-        inverse=unit_lower_inverse(-a_b).to(working),
+        inverse=invert(-a_b).to(working),
         mix=q_b.to(working),
         tail=torch.cat([b * until_end, k * until_end], dim=-2).to(working),
         decay=decayed(cumulative[..., -1, :]).unsqueeze(-1),

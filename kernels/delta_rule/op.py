@@ -11,6 +11,7 @@ from archcompass.kernels.delta_rule.chunked import delta_rule_chunked, dplr_chun
 from archcompass.kernels.delta_rule.cost import CHUNK_SIZE, effective_chunk
 from archcompass.kernels.delta_rule.reference import delta_rule_reference, dplr_reference
 from archcompass.kernels.delta_rule.step import delta_rule_step_torch, dplr_step_torch
+from archcompass.kernels.delta_rule.tiles import CHUNK_SIZES, WIDEST_KEY
 from archcompass.kernels.dispatch import Backend, Choice, choose
 from archcompass.kernels.packed import spans
 
@@ -65,7 +66,12 @@ def delta_rule(
     """
     _check_delta(q, k, v, beta, log_decay)
     chunk = _checked_chunk(chunk_size, v.shape[1])
-    choice = explain(q, backend=backend, strict=strict)
+    choice = explain(q, chunk_size=chunk, backend=backend, strict=strict)
+    if choice.backend == "triton" and v.numel():
+        from archcompass.kernels.delta_rule.triton_op import delta_rule_triton
+
+        state, bounds = _sequences(v, q.shape[3], initial_state, cu_seqlens)
+        return delta_rule_triton(q, k, v, beta, log_decay, state, scale, chunk, bounds)
     run = partial(_delta_core, backend=choice.backend, scale=scale, chunk=chunk)
     return _over_sequences(run, [q, k, v, beta, log_decay], v, q.shape[3], initial_state, cu_seqlens)
 
@@ -101,7 +107,12 @@ def dplr(
     """
     _check_dplr(q, k, v, a, b, log_decay)
     chunk = _checked_chunk(chunk_size, v.shape[1])
-    choice = explain_dplr(q, backend=backend, strict=strict)
+    choice = explain_dplr(q, chunk_size=chunk, backend=backend, strict=strict)
+    if choice.backend == "triton" and v.numel():
+        from archcompass.kernels.delta_rule.triton_op import dplr_triton
+
+        state, bounds = _sequences(v, q.shape[3], initial_state, cu_seqlens)
+        return dplr_triton(q, k, v, a, b, log_decay, state, scale, chunk, bounds)
     run = partial(_dplr_core, backend=choice.backend, scale=scale, chunk=chunk)
     return _over_sequences(run, [q, k, v, a, b, log_decay], v, q.shape[3], initial_state, cu_seqlens)
 
@@ -148,14 +159,26 @@ def dplr_step(
     return dplr_step_torch(q, k, v, a, b, log_decay, state, scale, inplace=not torch.is_grad_enabled())
 
 
-def explain(q: Tensor, *, backend: Backend = "auto", strict: bool = False) -> Choice:
+def explain(q: Tensor, *, chunk_size: int = CHUNK_SIZE, backend: Backend = "auto", strict: bool = False) -> Choice:
     """Which implementation of `delta_rule` serves a call with these queries, and why."""
-    return choose("delta_rule", backend, q.device, refusals={"triton": "no Triton kernel yet"}, strict=strict)
+    return choose("delta_rule", backend, q.device, refusals=_triton_refusals(q, chunk_size), strict=strict)
 
 
-def explain_dplr(q: Tensor, *, backend: Backend = "auto", strict: bool = False) -> Choice:
+def explain_dplr(q: Tensor, *, chunk_size: int = CHUNK_SIZE, backend: Backend = "auto", strict: bool = False) -> Choice:
     """Which implementation of `dplr` serves a call with these queries, and why."""
-    return choose("dplr", backend, q.device, refusals={"triton": "no Triton kernel yet"}, strict=strict)
+    return choose("dplr", backend, q.device, refusals=_triton_refusals(q, chunk_size), strict=strict)
+
+
+def _triton_refusals(q: Tensor, chunk: int) -> dict[str, str]:
+    if q.dtype == torch.float64:
+        return {"triton": "the kernels keep the state in float32, and q is float64"}
+    if q.shape[-1] > WIDEST_KEY:
+        return {
+            "triton": f"the kernels hold the key dimension in registers, and {q.shape[-1]} is more than {WIDEST_KEY}"
+        }
+    if chunk not in CHUNK_SIZES:
+        return {"triton": f"chunk_size is {chunk}, and the kernels know {', '.join(map(str, CHUNK_SIZES))}"}
+    return {}
 
 
 def _delta_core(
@@ -200,12 +223,9 @@ def _over_sequences(
     cu_seqlens: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Runs the whole batch at once, or packed sequences one after the other."""
-    if cu_seqlens is None:
-        return run(*inputs, state=_first_state(v, key_dim, initial_state, v.shape[0]))
-    if v.shape[0] != 1:
-        raise InputError(f"packed sequences need a batch of 1, not {v.shape[0]}")
-    bounds = spans(cu_seqlens, v.shape[1])
-    state = _first_state(v, key_dim, initial_state, len(bounds))
+    state, bounds = _sequences(v, key_dim, initial_state, cu_seqlens)
+    if bounds is None:
+        return run(*inputs, state=state)
     outputs, states = [v[:, :0]], [state[:0]]
     for n, (start, end) in enumerate(bounds):
         pieces = [None if x is None else x[:, start:end] for x in inputs]
@@ -213,6 +233,18 @@ def _over_sequences(
         outputs.append(out)
         states.append(last)
     return torch.cat(outputs, dim=1), torch.cat(states)
+
+
+def _sequences(
+    v: Tensor, key_dim: int, initial_state: Tensor | None, cu_seqlens: Tensor | None
+) -> tuple[Tensor, list[tuple[int, int]] | None]:
+    """The first state of every sequence, and where packed ones lie."""
+    if cu_seqlens is None:
+        return _first_state(v, key_dim, initial_state, v.shape[0]), None
+    if v.shape[0] != 1:
+        raise InputError(f"packed sequences need a batch of 1, not {v.shape[0]}")
+    bounds = spans(cu_seqlens, v.shape[1])
+    return _first_state(v, key_dim, initial_state, len(bounds)), bounds
 
 
 def _first_state(v: Tensor, key_dim: int, initial_state: Tensor | None, sequences: int) -> Tensor:
