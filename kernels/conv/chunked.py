@@ -11,27 +11,20 @@ from torch.nn import functional as F
 BLOCK_TOKENS = 128
 
 
-def forward(seen: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
-    """Convolves `seen` [batch, width - 1 + time, channels] to [batch, time, channels], in the dtype of `seen`."""
-    width = weight.shape[1]
-    time = seen.shape[1] - width + 1
-    dtype = sum_dtype(seen)
+def forward(x: Tensor, before: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
+    """Convolves x, [batch, time, channels], that follows on `before`, [batch, width - 1, channels]."""
+    dtype, past = sum_dtype(x), before.shape[1]
     taps = weight.to(dtype).t().contiguous()
-    start = seen.new_zeros((), dtype=dtype) if bias is None else bias.to(dtype)
-    block = BLOCK_TOKENS if seen.device.type == "cpu" else max(time, 1)
-    if time <= block:
-        return _block(seen, taps, start, silu)
-    out = seen.new_empty(seen.shape[0], time, seen.shape[2])
+    start = x.new_zeros((), dtype=dtype) if bias is None else bias.to(dtype)
+    time = x.shape[1]
+    block = max(past, BLOCK_TOKENS) if x.device.type == "cpu" else max(time, 1)
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     for first in range(0, time, block):
         last = min(first + block, time)
-        out[:, first:last] = _block(seen[:, first : last + width - 1], taps, start, silu)
+        seen = x[:, first - past : last] if first else torch.cat([before, x[:, :last]], dim=1)
+        y = convolve(seen.to(dtype), taps, start)
+        out[:, first:last] = F.silu(y, inplace=True) if silu else y
     return out
-
-
-def _block(seen: Tensor, taps: Tensor, start: Tensor, silu: bool) -> Tensor:
-    wide = seen.to(taps.dtype)
-    y = convolve(wide, taps, start)
-    return (F.silu(y, inplace=True) if silu else y).to(seen.dtype)
 
 
 def convolve(seen: Tensor, taps: Tensor, start: Tensor) -> Tensor:
@@ -44,22 +37,22 @@ def convolve(seen: Tensor, taps: Tensor, start: Tensor) -> Tensor:
 
 
 def backward(
-    grad: Tensor, seen: Tensor, weight: Tensor, bias: Tensor | None, silu: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `forward` with respect to `seen`, `weight` and `bias` (of a zero bias where there is none)."""
-    width = weight.shape[1]
-    time = grad.shape[1]
-    dtype = sum_dtype(seen)
-    taps, wide, slope = weight.to(dtype).t(), seen.to(dtype), grad.to(dtype)
+    grad: Tensor, x: Tensor, before: Tensor, weight: Tensor, bias: Tensor | None, silu: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of `forward` with respect to x, `before`, `weight` and `bias` (of a zero bias where there is none)."""
+    width, past, time = weight.shape[1], before.shape[1], grad.shape[1]
+    dtype = sum_dtype(x)
+    taps, seen, slope = weight.to(dtype).t(), torch.cat([before, x], dim=1).to(dtype), grad.to(dtype)
     if silu:
-        y = convolve(wide, taps, wide.new_zeros(()) if bias is None else bias.to(dtype))
+        y = convolve(seen, taps, seen.new_zeros(()) if bias is None else bias.to(dtype))
         gate = torch.sigmoid(y)
         slope = slope * gate * (1 + y * (1 - gate))
-    d_seen = torch.zeros_like(wide)
+    d_seen = torch.zeros_like(seen)
     for i in range(width):
         d_seen[:, i : i + time].addcmul_(slope, taps[i])
-    d_weight = torch.stack([(wide[:, i : i + time] * slope).sum((0, 1)) for i in range(width)], dim=1)
-    return d_seen.to(seen.dtype), d_weight.to(weight.dtype), slope.sum((0, 1)).to(weight.dtype)
+    d_weight = torch.stack([(seen[:, i : i + time] * slope).sum((0, 1)) for i in range(width)], dim=1)
+    d_before, d_x = d_seen.to(x.dtype).split([past, time], dim=1)
+    return d_x.clone(), d_before.clone(), d_weight.to(weight.dtype), slope.sum((0, 1)).to(weight.dtype)
 
 
 def sum_dtype(x: Tensor) -> torch.dtype:

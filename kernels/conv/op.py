@@ -68,33 +68,34 @@ def _dense(
     x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, before: Tensor, backend: str
 ) -> tuple[Tensor, Tensor]:
     """One segment of equally long sequences, and the last width - 1 tokens it leaves."""
-    seen = torch.cat([before, x], dim=1)
-    state = seen[:, x.shape[1] :].clone()
+    past = before.shape[1]
+    left = torch.cat([before, x[:, x.shape[1] - min(past, x.shape[1]) :]], dim=1)
+    state = left[:, left.shape[1] - past :].clone()
     if backend == "reference":
         return reference(x, weight, bias, before, silu), state
-    return causal_conv_op(seen, weight, bias, silu), state
+    return causal_conv_op(x, before, weight, bias, silu), state
 
 
 @torch.library.custom_op("archcompass::causal_conv", mutates_args=())
-def causal_conv_op(seen: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
-    """The convolution without its state: [batch, width - 1 + time, channels] to [batch, time, channels]."""
-    return chunked.forward(seen, weight, bias, silu)
+def causal_conv_op(x: Tensor, before: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
+    """The convolution without its next state, in plain torch."""
+    return chunked.forward(x, before, weight, bias, silu)
 
 
 @causal_conv_op.register_fake
-def _(seen: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
-    return seen.new_empty(seen.shape[0], seen.shape[1] - weight.shape[1] + 1, seen.shape[2])
+def _(x: Tensor, before: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
+    return x.new_empty(x.shape)
 
 
 def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    seen, weight, bias, ctx.silu = inputs
-    ctx.save_for_backward(seen, weight, bias)
+    *tensors, ctx.silu = inputs
+    ctx.save_for_backward(*tensors)
 
 
 def _backward(ctx, grad):  # type: ignore[no-untyped-def]
-    seen, weight, bias = ctx.saved_tensors
-    d_seen, d_weight, d_bias = causal_conv_backward_op(grad, seen, weight, bias, ctx.silu)
-    return d_seen, d_weight, None if bias is None else d_bias, None
+    bias = ctx.saved_tensors[3]
+    d_x, d_before, d_weight, d_bias = causal_conv_backward_op(grad, *ctx.saved_tensors, ctx.silu)
+    return d_x, d_before, d_weight, None if bias is None else d_bias, None
 
 
 causal_conv_op.register_autograd(_backward, setup_context=_keep)
@@ -102,29 +103,31 @@ causal_conv_op.register_autograd(_backward, setup_context=_keep)
 
 @torch.library.custom_op("archcompass::causal_conv_backward", mutates_args=())
 def causal_conv_backward_op(
-    grad: Tensor, seen: Tensor, weight: Tensor, bias: Tensor | None, silu: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the convolution with respect to `seen`, `weight` and `bias`."""
-    return chunked.backward(grad, seen, weight, bias, silu)
+    grad: Tensor, x: Tensor, before: Tensor, weight: Tensor, bias: Tensor | None, silu: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the convolution with respect to x, `before`, `weight` and `bias`."""
+    return chunked.backward(grad, x, before, weight, bias, silu)
 
 
 @causal_conv_backward_op.register_fake
-def _(grad: Tensor, seen: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(seen), torch.empty_like(weight), weight.new_empty(weight.shape[0])
+def _(
+    grad: Tensor, x: Tensor, before: Tensor, weight: Tensor, bias: Tensor | None, silu: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    d_weight = weight.new_empty(weight.shape)
+    return x.new_empty(x.shape), before.new_empty(before.shape), d_weight, weight.new_empty(weight.shape[0])
 
 
 @register_flop_formula(torch.ops.archcompass.causal_conv)  # type: ignore[untyped-decorator]
-def _flops(seen_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:  # type: ignore[no-untyped-def]
-    batch, padded, channels = seen_shape
-    width = weight_shape[1]
+def _flops(x_shape, before_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:  # type: ignore[no-untyped-def]
+    batch, time, channels = x_shape
     return causal_conv_cost(
-        batch=batch, new_tokens=padded - width + 1, channels=channels, width=width, element_bytes=1
+        batch=batch, new_tokens=time, channels=channels, width=weight_shape[1], element_bytes=1
     ).flops
 
 
 @register_flop_formula(torch.ops.archcompass.causal_conv_backward)  # type: ignore[untyped-decorator]
-def _backward_flops(grad_shape, seen_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:  # type: ignore[no-untyped-def]
-    return 2 * _flops(seen_shape, weight_shape)
+def _backward_flops(grad_shape, x_shape, before_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:  # type: ignore[no-untyped-def]
+    return 2 * _flops(x_shape, before_shape, weight_shape)
 
 
 def _check(

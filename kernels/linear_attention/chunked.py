@@ -14,6 +14,10 @@ Heads that share queries and keys keep sharing them: the state of a group is hel
 serves all its heads.
 """
 
+from __future__ import annotations
+
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -22,6 +26,8 @@ from torch.nn import functional as F
 SMALLEST_EXPONENT = {torch.float64: -700.0, torch.float32: -80.0}
 # One token that forgets this much forgets all; a stronger decay would only cost the running sum its precision.
 STRONGEST_DECAY = {torch.float64: -800.0, torch.float32: -110.0}
+# Elements of the largest temporary tensor that is still in a core's cache when it is read again.
+CACHED_ELEMENTS = 1 << 17
 
 
 def chunked(
@@ -49,144 +55,187 @@ def chunked(
     Returns:
         outputs [batch, time, heads, V] in the dtype of v, and the state after the last token.
     """
+    run = _per_channel if decay is not None and decay.dim() == 4 else _per_head
     time = q.shape[1]
-    padding = -time % chunk_size
-    if padding:
-        q, k, v = (F.pad(x, (0, 0, 0, 0, 0, padding)) for x in (q, k, v))
-        if decay is not None and decay.dim() > 1:
-            decay = F.pad(decay, (0, 0) * (decay.dim() - 2) + (0, padding))
-    if decay is not None and decay.dim() == 4:
-        out, state = _vector(q, k, v, decay, exclusive, state, chunk_size)
-    else:
-        out, state = _scalar(q, k, v, decay, exclusive, state, chunk_size, time)
+    whole = time - time % chunk_size
+    outputs = []
+    for start, end in ((0, whole), (whole, time)):
+        if start < end:
+            faded = decay if decay is None or decay.dim() == 1 else decay[:, start:end]
+            padded = _padded(q[:, start:end], k[:, start:end], v[:, start:end], faded, -(end - start) % chunk_size)
+            out, state = run(*padded, exclusive, state, chunk_size)
+            outputs.append(out[:, : end - start])
+    out = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
     if exclusive and bonus is not None:
         out = out + _own_token(q, k, v, bonus)
-    if scale != 1.0:
-        out = out * scale
-    return (out[:, :time] if padding else out).to(v.dtype), state
+    return (out * scale if scale != 1.0 else out).to(v.dtype), state
 
 
-def _scalar(
-    q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, exclusive: bool, state: Tensor, chunk: int, time: int
+def _padded(
+    q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, padding: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Fills the last chunk with tokens of zeros, which neither write nor fade."""
+    if not padding:
+        return q, k, v, decay
+    if decay is not None and decay.dim() == 1:
+        decay = decay.expand(1, q.shape[1], -1)
+    if decay is not None:
+        decay = F.pad(decay, (0, 0) * (decay.dim() - 2) + (0, padding))
+    q, k, v = (F.pad(x, (0, 0, 0, 0, 0, padding)) for x in (q, k, v))
+    return q, k, v, decay
+
+
+def _per_head(
+    q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, exclusive: bool, state: Tensor, chunk: int
 ) -> tuple[Tensor, Tensor]:
     """One decay per head and token (or per head, or none): the heads of a group share one score matrix."""
-    batch, padded, groups = q.shape[:3]
-    heads, value_dim = v.shape[2:]
-    shape = (batch, padded // chunk, chunk, groups, heads // groups)
+    batch, time, groups = q.shape[:3]
+    shape = (batch, time // chunk, chunk, groups, v.shape[2] // groups)
     q, k = (x.unflatten(1, shape[1:3]).transpose(2, 3) for x in (q, k))  # [batch, chunks, groups, C, K]
-    v = v.reshape(*shape, value_dim)
+    values = v.reshape(*shape, v.shape[3])
+    fading = None if decay is None else _fading(decay, shape, exclusive, state.dtype, v.dtype)
     state = state.unflatten(1, shape[3:]).transpose(2, 3).flatten(3)  # [batch, groups, K, heads of the group * V]
-    scores = q @ k.mT
-    if decay is None:
-        inside = _merge(scores.tril(-1 if exclusive else 0) @ _split(v))
-        states, state = _pass_state(k.mT @ _split(v), None, state)
-        out = inside + _merge(q @ states.to(q.dtype))
-        return out.reshape(batch, padded, heads, value_dim), _state_by_head(state, value_dim)
-    step, running = _running_decay(decay, shape, time, state.dtype)
-    read = running - step if exclusive else running
-    weights = (scores.unsqueeze(3) * _decay_between(read, running, exclusive)).to(v.dtype)
+    step = _chunks_at_once(values, q.shape[-1])
+    out = torch.empty_like(values) if step < shape[1] else values
+    for first in range(0, shape[1], step):
+        here = slice(first, first + step)
+        now = None if fading is None else fading.at(here)
+        piece, state = _chunks_of_heads(q[:, here], k[:, here], values[:, here], now, exclusive, state)
+        if step >= shape[1]:
+            out = piece
+        else:
+            out[:, here] = piece
+    state = state.unflatten(3, (-1, v.shape[3])).transpose(2, 3).flatten(1, 2).contiguous()
+    return out.reshape(v.shape), state
+
+
+def _chunks_of_heads(
+    q: Tensor, k: Tensor, v: Tensor, fading: _Fading | None, exclusive: bool, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Some chunks: the products inside each, the state through all, and what the queries read of it."""
+    scores = (q @ k.mT).tril(-1 if exclusive else 0)
+    if fading is None:
+        inside = (scores @ _by_group(v)).transpose(2, 3)
+        states, state = _pass_state(k.mT @ _by_group(v), None, state)
+        return (inside + (q @ states.to(q.dtype)).transpose(2, 3)).reshape(v.shape), state
+    weights = scores.unsqueeze(3) * fading.between().to(v.dtype)
     inside = (weights @ v.permute(0, 1, 3, 4, 2, 5)).permute(0, 1, 4, 2, 3, 5)
+    states, state = _pass_state(k.mT @ _by_group(v * fading.to_end), fading.through, state)
+    across = (q @ states.to(q.dtype)).transpose(2, 3).reshape(v.shape)
+    return torch.addcmul(inside, across, fading.from_start), state
+
+
+class _Fading(NamedTuple):
+    """What a decay per head does inside chunks; a constant decay, alike in all, has one chunk in the second place.
+
+    `read` and `running` are the log decay from the start of the chunk to where a token reads, and to where it has
+    written; `from_start` = e^read and `to_end` = e^(b_C - b) weigh values, [batch, chunks, C, groups, heads, 1];
+    `through` = e^(b_C) weighs columns of the state, [batch, chunks, groups, 1, heads * V].
+    """
+
+    read: Tensor
+    running: Tensor
+    from_start: Tensor
+    to_end: Tensor
+    through: Tensor
+
+    def at(self, chunks: slice) -> _Fading:
+        """The part that belongs to some of the chunks."""
+        return self if self.read.shape[1] == 1 else _Fading(*(x[:, chunks] for x in self))
+
+    def between(self) -> Tensor:
+        """e^(b_i - b_j) on and below the diagonal, [batch, chunks, groups, heads, C, C]; above it, 1."""
+        i, j = self.read.permute(0, 1, 3, 4, 2).unsqueeze(-1), self.running.permute(0, 1, 3, 4, 2).unsqueeze(-2)
+        return (i - j).clamp(SMALLEST_EXPONENT[i.dtype], 0.0).exp()
+
+
+def _fading(
+    decay: Tensor, shape: tuple[int, ...], exclusive: bool, dtype: torch.dtype, value_dtype: torch.dtype
+) -> _Fading:
+    decay = decay.to(dtype).clamp(min=STRONGEST_DECAY[dtype])
+    decay = decay.expand(1, shape[2], -1) if decay.dim() == 1 else decay
+    decay = decay.reshape(decay.shape[0], -1, *shape[2:])
+    running = decay.cumsum(dim=2)
+    read = running - decay if exclusive else running
     total = running[:, :, -1:]
-    faded = (v * _exp(total - running).unsqueeze(-1)).to(v.dtype)
-    states, state = _pass_state(k.mT @ _split(faded), _exp(total[:, :, 0]), state)
-    across = _merge(q @ states.to(q.dtype)).reshape(v.shape)
-    out = torch.addcmul(inside, across, _exp(read).to(v.dtype).unsqueeze(-1))
-    return out.reshape(batch, padded, heads, value_dim), _state_by_head(state, value_dim)
+    from_start, to_end = (_exp(x).to(value_dtype).unsqueeze(-1) for x in (read, total - running))
+    return _Fading(read, running, from_start, to_end, _exp(total[:, :, 0]))
 
 
-def _split(v: Tensor) -> Tensor:
-    """[batch, chunks, C, groups, heads of the group, V] as one matrix per group: [batch, chunks, groups, C, heads * V]."""
+def _by_group(v: Tensor) -> Tensor:
+    """[batch, chunks, C, groups, heads of the group, V] as one matrix per group, [batch, chunks, groups, C, heads * V]."""
     return v.flatten(4).transpose(2, 3)
 
 
-def _merge(x: Tensor) -> Tensor:
-    """The way back from `_split`, with the heads of a group still side by side."""
-    return x.transpose(2, 3)
-
-
-def _state_by_head(state: Tensor, value_dim: int) -> Tensor:
-    """[batch, groups, K, heads of the group * V] as [batch, heads, K, V]."""
-    return state.unflatten(3, (-1, value_dim)).transpose(2, 3).flatten(1, 2).contiguous()
-
-
-def _running_decay(decay: Tensor, shape: tuple[int, ...], time: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The log decay of each token and its running sum inside the chunk, [batch or 1, chunks or 1, C, groups, heads]."""
-    _, chunks, chunk, groups, share = shape
-    decay = decay.to(dtype).clamp(min=STRONGEST_DECAY[dtype])
-    if decay.dim() == 1:
-        decay = decay.view(1, 1, 1, groups, share).expand(1, 1, chunk, groups, share)
-        if time < chunks * chunk:  # the padding after the last token must not fade the state
-            real = torch.arange(chunks * chunk, device=decay.device).view(1, chunks, chunk, 1, 1) < time
-            decay = torch.where(real, decay, 0.0)
-    else:
-        decay = decay.reshape(-1, *shape[1:])
-    return decay, decay.cumsum(dim=2)
-
-
-def _decay_between(read: Tensor, running: Tensor, exclusive: bool) -> Tensor:
-    """e^(b_i - b_j) for every pair of tokens of a chunk, zero above the diagonal: [batch, chunks, groups, heads, C, C]."""
-    chunk = running.shape[2]
-    i, j = read.permute(0, 1, 3, 4, 2).unsqueeze(-1), running.permute(0, 1, 3, 4, 2).unsqueeze(-2)
-    future = torch.ones(chunk, chunk, dtype=torch.bool, device=running.device).triu(0 if exclusive else 1)
-    return _exp((i - j).masked_fill(future, -torch.inf))
-
-
 def _exp(x: Tensor) -> Tensor:
-    """e^x, and exactly zero where that is too small to matter."""
-    return F.threshold(x, SMALLEST_EXPONENT[x.dtype], -torch.inf).exp()
+    """e^x, without denormal numbers."""
+    return x.clamp(min=SMALLEST_EXPONENT[x.dtype]).exp()
+
+
+def _chunks_at_once(values: Tensor, key_dim: int) -> int:
+    """On a CPU as many chunks as stay in its cache; all, where a graph is recorded."""
+    chunks, chunk = values.shape[1:3]
+    if values.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return chunks
+    return max(
+        1, CACHED_ELEMENTS * chunks // (values.numel() // values.shape[-1] * max(values.shape[-1], key_dim, chunk))
+    )
 
 
 def _pass_state(written: Tensor, kept: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
-    """Hands the state from chunk to chunk.
+    """Hands the state from chunk to chunk: S <- kept S + written.
 
     Args:
-        written: what each chunk adds, [batch, chunks, groups, K, heads * V].
-        kept: what a chunk leaves of the state before it, [batch or 1, chunks or 1, groups, heads], or None for all;
-            [batch, chunks, groups, K] with a vector decay.
-        state: the state before the first chunk.
+        written: what each chunk adds, [batch, chunks, groups, K, columns].
+        kept: what a chunk leaves of the state before it, [batch or 1, chunks or 1, groups, heads] (each for a share of
+            the columns) or, with a decay per channel, [batch, chunks, groups, K, 1]; None for all of it.
+        state: the state before the first chunk, [batch, groups, K, columns].
 
     Returns:
         the state before each chunk, and the state after the last.
     """
-    chunks = written.shape[1]
-    before = []
-    if kept is not None:
-        kept = _spread(kept, state).expand(-1, chunks, -1, -1, -1)
+    chunks, before = written.shape[1], []
+    if kept is not None and kept.dim() == 4:
+        kept = kept.repeat_interleave(state.shape[-1] // kept.shape[-1], dim=-1).unsqueeze(-2)
     for n in range(chunks):
         before.append(state)
-        state = (
-            state + written[:, n] if kept is None else torch.addcmul(written[:, n].to(state.dtype), kept[:, n], state)
-        )
-    return torch.stack(before, dim=1), state
+        new = written[:, n].to(state.dtype)
+        state = state + new if kept is None else torch.addcmul(new, kept[:, n if kept.shape[1] > 1 else 0], state)
+    return (torch.stack(before, dim=1) if chunks > 1 else before[0].unsqueeze(1)), state
 
 
-def _spread(kept: Tensor, state: Tensor) -> Tensor:
-    """[batch, chunks, groups, heads] to one factor per column of the state, [batch, chunks, groups, 1, heads * V]."""
-    return kept.repeat_interleave(state.shape[-1] // kept.shape[-1], dim=-1).unsqueeze(-2)
-
-
-def _vector(
+def _per_channel(
     q: Tensor, k: Tensor, v: Tensor, decay: Tensor, exclusive: bool, state: Tensor, chunk: int
 ) -> tuple[Tensor, Tensor]:
     """One decay per head, token and key channel: every head has its own scores."""
-    heads, dtype = v.shape[2], state.dtype
-    share = heads // q.shape[2]
+    share = v.shape[2] // q.shape[2]
     if share > 1:
         q, k = (x.repeat_interleave(share, dim=2) for x in (q, k))
-    chunks = (q.shape[1] // chunk, chunk)
-    q, k, v = (x.unflatten(1, chunks).transpose(2, 3) for x in (q, k, v))  # [batch, chunks, heads, C, K or V]
-    decay = decay.to(dtype).clamp(min=STRONGEST_DECAY[dtype]).unflatten(1, chunks).transpose(2, 3)
+    dtype = state.dtype
+    decay = decay.to(dtype).clamp(min=STRONGEST_DECAY[dtype])
+    sizes = (q.shape[1] // chunk, chunk)
+    q, k, v, decay = (x.unflatten(1, sizes).transpose(2, 3) for x in (q, k, v, decay))  # [batch, chunks, heads, C, .]
+    step = _chunks_at_once(v.transpose(2, 3), q.shape[-1])
+    pieces = []
+    for first in range(0, sizes[0], step):
+        here = slice(first, first + step)
+        piece, state = _chunks_of_channels(q[:, here], k[:, here], v[:, here], decay[:, here], exclusive, state)
+        pieces.append(piece.transpose(2, 3))
+    out = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
+    return out.flatten(1, 2), state
+
+
+def _chunks_of_channels(
+    q: Tensor, k: Tensor, v: Tensor, decay: Tensor, exclusive: bool, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Some chunks, as `_chunks_of_heads`."""
     running = decay.cumsum(dim=3)
     read = running - decay if exclusive else running
-    inside = _anchored_scores(q, k, read, running, exclusive) @ v
     total = running[:, :, :, -1:]
+    inside = _anchored_scores(q, k, read, running, exclusive) @ v
     written = (k * _exp(total - running)).to(k.dtype).mT @ v
-    before = []
-    for n in range(chunks[0]):
-        before.append(state)
-        state = torch.addcmul(written[:, n].to(dtype), total[:, n].mT.exp(), state)
-    across = (q * _exp(read)).to(q.dtype) @ torch.stack(before, dim=1).to(q.dtype)
-    return (inside + across).transpose(2, 3).flatten(1, 2), state
+    states, state = _pass_state(written, _exp(total).mT, state)
+    return inside + (q * _exp(read)).to(q.dtype) @ states.to(q.dtype), state
 
 
 def _anchored_scores(q: Tensor, k: Tensor, read: Tensor, running: Tensor, exclusive: bool) -> Tensor:
@@ -195,20 +244,18 @@ def _anchored_scores(q: Tensor, k: Tensor, read: Tensor, running: Tensor, exclus
     Blocks of one token are the diagonal; two neighbouring blocks make one of twice the size by the product of the
     right one's queries with the left one's keys, anchored at the boundary between them.
     """
-    chunk = q.shape[-2]
     own = torch.zeros_like(q[..., 0]) if exclusive else (q * k).sum(-1)
     blocks, size = own[..., None, None], 1
-    while size < chunk:
-        pairs = (chunk // (2 * size), 2, size)
+    while size < q.shape[-2]:
+        pairs = (q.shape[-2] // (2 * size), 2, size)
         q_right, read_right = (x.unflatten(-2, pairs)[..., 1, :, :] for x in (q, read))
         k_left, running_left = (x.unflatten(-2, pairs)[..., 0, :, :] for x in (k, running))
         anchor = running_left[..., -1:, :]
-        below = (q_right * _exp(read_right - anchor)).to(q.dtype) @ (k_left * _exp(anchor - running_left)).to(
-            k.dtype
-        ).mT
+        faded_q = (q_right * _exp(read_right - anchor)).to(q.dtype)
+        faded_k = (k_left * _exp(anchor - running_left)).to(k.dtype)
         left, right = blocks.unflatten(-3, pairs[:2]).unbind(-3)
-        blocks = torch.cat([F.pad(left, (0, size)), torch.cat([below, right], dim=-1)], dim=-2)
-        size *= 2
+        below = torch.cat([faded_q @ faded_k.mT, right], dim=-1)
+        blocks, size = torch.cat([F.pad(left, (0, size)), below], dim=-2), 2 * size
     return blocks.squeeze(-3)
 
 

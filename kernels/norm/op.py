@@ -12,6 +12,7 @@ from archcompass.kernels.norm.reference import ACTIVATIONS, reference
 from archcompass.kernels.norm.tiles import WIDEST_GROUP
 
 OPERATION = "rms_norm"
+CACHED_ELEMENTS = 1 << 16  # of a float32 temporary that a core still has in its cache for the next pass
 
 
 @overload
@@ -106,7 +107,7 @@ def rms_norm(
             x.dtype
         )
     else:
-        y = _torch(summed, weight, eps, gate, gate_first, gate_activation, size, unit_offset)
+        y = _by_blocks(summed, gate, weight, eps, gate_first, gate_activation, size, unit_offset)
     return y if residual is None else (y, summed)
 
 
@@ -125,11 +126,35 @@ def sum_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _torch(
+def _by_blocks(
     x: Tensor,
+    gate: Tensor | None,
     weight: Tensor | None,
     eps: float,
+    gate_first: bool,
+    gate_activation: str,
+    group_size: int,
+    unit_offset: bool,
+) -> Tensor:
+    """`_torch`; on a CPU a few rows at a time, so that its passes find them in the cache."""
+    rest = weight, eps, gate_first, gate_activation, group_size, unit_offset
+    recorded = torch.compiler.is_compiling() or torch.is_grad_enabled()
+    if recorded or x.device.type != "cpu" or x.numel() <= 2 * CACHED_ELEMENTS:
+        return _torch(x, gate, *rest)
+    rows, out = x.flatten(0, -2), torch.empty(x.shape, dtype=x.dtype)
+    gates = None if gate is None else gate.flatten(0, -2)
+    step = max(1, CACHED_ELEMENTS // x.shape[-1])
+    for start in range(0, rows.shape[0], step):
+        here = slice(start, start + step)
+        out.view(rows.shape)[here] = _torch(rows[here], None if gates is None else gates[here], *rest)
+    return out
+
+
+def _torch(
+    x: Tensor,
     gate: Tensor | None,
+    weight: Tensor | None,
+    eps: float,
     gate_first: bool,
     gate_activation: str,
     group_size: int,
