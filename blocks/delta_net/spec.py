@@ -93,8 +93,13 @@ class DeltaNet(Block):
     @classmethod
     def tiny(cls) -> list[Self]:
         options: list[dict[str, object]] = [
-            {"num_attention_heads": 3, "key_head_dim": 6, "value_head_dim": 10},
-            {"num_attention_heads": 2, "key_head_dim": 8, "value_head_dim": 4, "conv_kernel": 2, "output_gate": True}
-            | {"allow_neg_eigval": True},
+            {"num_attention_heads": 3, "value_head_dim": 10},
+            {
+                "num_attention_heads": 2,
+                "value_head_dim": 4,
+                "conv_kernel": 2,
+                "output_gate": True,
+                "allow_neg_eigval": True,
+            },
         ]
-        return [cls.model_validate(option) for option in options]
+        return [cls.model_validate({"key_head_dim": 6} | option) for option in options]

@@ -67,7 +67,7 @@ class RWKV6TimeMixModule(BlockModule):
         low_rank = low_rank.tanh().flatten(0, 1).unflatten(-1, (5, -1)).transpose(0, 1)
         shares = self.mix.unsqueeze(1) + low_rank @ self.mix_up  # [5, batch · time, width]
         mixed = torch.addcmul(x.flatten(0, 1), difference.flatten(0, 1), shares)
-        return mixed.unflatten(1, x.shape[:2]).unbind(0)
+        return mixed.view(5, *x.shape).unbind(0)
 
     def _normalise(self, y: Tensor) -> Tensor:
         """Every head to mean zero and variance one."""

@@ -1,5 +1,7 @@
 """RWKV-7 at work. One forward serves prompts, further segments and single steps."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,6 +13,12 @@ from archcompass.blocks.time_mixing import ShiftedMatrixState, ShiftState, hide,
 from archcompass.kernels.delta_rule import dplr, dplr_step
 
 FIRST_VALUES = "rwkv7_first_values"
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+}
 
 
 class LowRank(nn.Module):
@@ -31,9 +39,7 @@ class LowRank(nn.Module):
                 self.base.copy_(torch.as_tensor(base))
 
     def forward(self, x: Tensor, act: str = "none") -> Tensor:
-        hidden = x @ self.down
-        hidden = {"tanh": torch.tanh, "sigmoid": torch.sigmoid}[act](hidden) if act != "none" else hidden
-        y = hidden @ self.up
+        y: Tensor = ACTIVATIONS[act](x @ self.down) @ self.up
         return y if self.base is None else self.base + y
 
 
@@ -101,7 +107,7 @@ class RWKV7TimeMixModule(BlockModule):
         return torch.lerp(v, first, self.residual(xv).sigmoid())
 
     def _by_head(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, self.bonus.shape)
+        return x.view(*x.shape[:-1], *self.bonus.shape)
 
     def _recur(
         self, r: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, w: Tensor, before: ShiftedMatrixState | None
@@ -117,7 +123,7 @@ class RWKV7TimeMixModule(BlockModule):
         """Every head to mean zero and variance one: [batch, time, heads, head_dim] to [batch, time, width]."""
         flat = y.flatten(2).flatten(0, 1)
         flat = F.group_norm(flat, y.shape[2], self.norm_weight, self.norm_bias, self.spec.norm_eps)
-        return flat.unflatten(0, y.shape[:2])
+        return flat.view(*y.shape[:2], self.width)
 
 
 class RWKV7ChannelMixModule(BlockModule):
