@@ -17,9 +17,9 @@ from archcompass.advisor.cli.output import console
 @with_workload_flags
 def ask(
     flags: dict[str, Any],
-    output: Annotated[
+    out: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Folder for workload.yaml and, with advise, the rest.", show_default=False),
+        typer.Option("-o", "--out", help="Folder for workload.yaml and, with advise, the rest.", show_default=False),
     ] = None,
     only_recommend: Annotated[
         bool, typer.Option("--only-recommend", help="Stop after the recommendation; build and profile nothing.")
@@ -32,7 +32,8 @@ def ask(
 
     Example: archcompass ask --gpu "RTX 4090" -o out/
     """
-    from archcompass.advisor.cli.advise import advise_on, recommend_on
+    from archcompass.advisor.cli.advise import advise_on
+    from archcompass.advisor.cli.recommend import recommend_on
     from archcompass.advisor.questionnaire import Interview
 
     interview = Interview(start=dict(flags))
@@ -45,8 +46,8 @@ def ask(
     if not as_json:
         _summary(workload.to_yaml())
     if only_recommend:
-        return recommend_on(workload, as_json=as_json, output=output)
-    return advise_on(workload, output=output, as_json=as_json)
+        return recommend_on(workload, as_json=as_json, out=out)
+    return advise_on(workload, out=out, as_json=as_json)
 
 
 def _summary(yaml: str) -> None:

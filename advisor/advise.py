@@ -1,0 +1,114 @@
+"""The whole way: recommend, build the pick from real blocks on this machine, profile it, and hand it over.
+
+The folder it writes holds workload.yaml (the question), model.yaml (the answer, ready for other tools), report.json (every
+number). Each file is written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from archcompass.advisor.recommend import Recommendation, recommend, target_hardware
+from archcompass.advisor.workload import Workload
+from archcompass.blocks.model.files import to_yaml, write_text
+from archcompass.errors import DoesNotFitError, FileFormatError
+from archcompass.profiles.profile import ProfileReport, profile
+
+Progress = Callable[[float, str], None]
+
+
+class Advice(BaseModel):
+    """The answer and what its pick does: predicted for the card asked for, measured where we run.
+
+    Attributes:
+        recommendation: family, reasons, candidates.
+        profile: the first candidate's, predicted for the target and measured here.
+        versions: of what made these numbers.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    workload: Workload
+    recommendation: Recommendation
+    profile: ProfileReport
+    versions: dict[str, str]
+
+    def as_data(self) -> dict[str, Any]:
+        """The content of report.json."""
+        return {
+            "archcompass": 1,
+            "recommendation": self.recommendation.model_dump(mode="json"),
+            "profile": self.profile.model_dump(mode="json"),
+            "versions": self.versions,
+        }
+
+
+def advise(workload: Workload, *, seconds: float = 40.0, progress: Progress | None = None) -> Advice:
+    """Recommends, builds and profiles.
+
+    Args:
+        seconds: about how long measuring may take.
+        progress: told (share done, what is done now).
+
+    Raises:
+        DoesNotFitError: no family fits; says what would.
+        MeasurementError: a block cannot run on this machine.
+    """
+    answer = recommend(workload)
+    pick = answer.candidates[0]
+    if pick.model is None or not pick.fits:
+        raise DoesNotFitError(answer.refusal or "no family fits this card")
+    report = profile(
+        pick.model,
+        gpu=target_hardware(workload),
+        device=here(),
+        precision=pick.precision,
+        seconds=seconds,
+        progress=progress,
+        **question(workload),
+    )
+    return Advice(workload=workload, recommendation=answer, profile=report, versions=_versions())
+
+
+def here() -> str:
+    """The fastest device of this machine that blocks run on."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def write(advice: Advice, folder: Path) -> list[Path]:
+    """Writes the folder's files and returns their paths.
+
+    Raises:
+        FileFormatError: the folder cannot be made or written to.
+    """
+    contents = {
+        "workload.yaml": advice.workload.to_yaml(),
+        "model.yaml": to_yaml(advice.recommendation.candidates[0].model),  # type: ignore[arg-type]
+        "report.json": json.dumps(advice.as_data(), indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+    }
+    return write_all(folder, contents)
+
+
+def write_all(folder: Path, contents: dict[str, str]) -> list[Path]:
+    """Writes named texts into a folder, made if need be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileFormatError(f"{folder} cannot be made: {error.strerror}") from error
+    for name, text in contents.items():
+        write_text(folder / name, text)
+    return [folder / name for name in contents]
+
+
+def _versions() -> dict[str, str]:
+    packages = ("archcompass", "torch", "pydantic")
+    return {"python": platform.python_version(), **{package: version(package) for package in packages}}

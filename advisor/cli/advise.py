@@ -1,0 +1,63 @@
+"""`advise`: recommend, build the pick on this machine, profile it, report and export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from archcompass.advisor.cli.app import app
+from archcompass.advisor.cli.flags import AsJson, AsMarkdown, WorkloadFile, read_workload, with_workload_flags
+from archcompass.advisor.cli.output import console, print_json, progress
+from archcompass.advisor.workload import Workload
+
+
+@app.command()
+@with_workload_flags
+def advise(
+    flags: dict[str, Any],
+    workload_file: WorkloadFile = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Folder for workload.yaml, model.yaml and report.json.", show_default=False)
+    ] = None,
+    seconds: Annotated[float, typer.Option("--seconds", help="About how long measuring may take.", min=1, max=3600)] = 40.0,
+    as_json: AsJson = False,
+    markdown: AsMarkdown = False,
+) -> None:
+    """Recommend, build the pick from real blocks on this machine, profile it, report and export.
+
+    Example: archcompass advise examples/corporate-archive.yaml -o out/
+    """
+    workload = read_workload(workload_file, flags)
+    advise_on(workload, out=out, as_json=as_json, markdown=markdown, seconds=seconds)
+
+
+def advise_on(
+    workload: Workload,
+    *,
+    out: Path | None = None,
+    as_json: bool = False,
+    markdown: bool = False,
+    seconds: float = 40.0,
+) -> None:
+    """Goes the whole way for `workload`.
+
+    Raises:
+        DoesNotFitError: nothing fits; says what would.
+    """
+    from archcompass.advisor.advise import advise as run
+    from archcompass.advisor.advise import write
+    from archcompass.advisor.report.terminal import show
+
+    with progress("advising") as update:
+        advice = run(workload, seconds=seconds, progress=update)
+    data = advice.as_data()
+    if as_json:
+        print_json(data)
+    else:
+        show(data["recommendation"], profile=data["profile"], markdown=markdown)
+    if out is not None:
+        written = write(advice, out)
+        told = console(error=True)
+        told.print(f" Written: {', '.join(str(path) for path in written)}", markup=False, highlight=False)

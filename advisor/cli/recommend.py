@@ -1,0 +1,60 @@
+"""`recommend`: rules, sizing and prediction for all four families, without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from archcompass.advisor.cli.app import app
+from archcompass.advisor.cli.flags import AsJson, AsMarkdown, WorkloadFile, read_workload, with_workload_flags
+from archcompass.advisor.cli.output import print_json
+from archcompass.advisor.workload import Workload
+from archcompass.errors import DoesNotFitError
+
+
+@app.command()
+@with_workload_flags
+def recommend(
+    flags: dict[str, Any],
+    workload_file: WorkloadFile = None,
+    explain: Annotated[bool, typer.Option("--explain", help="The arithmetic behind every rule, with sources.")] = False,
+    as_json: AsJson = False,
+    markdown: AsMarkdown = False,
+) -> None:
+    """Which family fits, why, and what would change the answer; all four sized for your card.
+
+    Examples:
+
+        archcompass recommend examples/chat-bot.yaml
+
+        archcompass recommend --context 128k --breadth broad --recall exact --gpu "RTX 4090"
+    """
+    recommend_on(read_workload(workload_file, flags), as_json=as_json, markdown=markdown, explain=explain)
+
+
+def recommend_on(
+    workload: Workload, *, as_json: bool = False, markdown: bool = False, explain: bool = False, out: Path | None = None
+) -> None:
+    """Answers `workload` on stdout, and keeps it in `out` when that is given.
+
+    Raises:
+        DoesNotFitError: nothing fits; says what would.
+    """
+    from archcompass.advisor.recommend import recommend as run
+
+    answer = run(workload)
+    if out is not None:
+        from archcompass.advisor.advise import write_all
+
+        write_all(out, {"workload.yaml": workload.to_yaml()})
+    data = answer.model_dump(mode="json")
+    if as_json:
+        print_json(data)
+    elif answer.refusal is None:
+        from archcompass.advisor.report.terminal import show
+
+        show(data, markdown=markdown, explain=explain)
+    if answer.refusal is not None:
+        raise DoesNotFitError(answer.refusal)

@@ -1,0 +1,158 @@
+"""The four families side by side at one budget, over a sweep of context or batch, and where they cross.
+
+Each family is sized once, for the workload as given; then the same four models are asked for memory and time along the
+sweep. A crossing is where the order of two families turns, found between two neighbouring points on logarithmic axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations, pairwise
+from math import exp, log
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from archcompass.advisor.recommend import recommend, target_hardware
+from archcompass.advisor.workload import Workload
+from archcompass.blocks.model.spec import ModelSpec
+from archcompass.profiles.hardware import Hardware
+from archcompass.profiles.ledger import memory
+from archcompass.profiles.predict import predict
+from archcompass.profiles.request import Request
+
+Sweep = Literal["context", "batch"]
+
+CONTEXTS = tuple(2**power for power in range(10, 21))
+BATCHES = tuple(2**power for power in range(9))
+
+FAMILIES = ("transformer", "moe", "ssm", "hybrid")
+
+METRICS = {
+    "memory_bytes": "memory",
+    "prefill_ms": "prefill time",
+    "decode_ms_per_token": "time per token",
+}
+
+CAUSES = {
+    "memory_bytes": "the cache that grows with every token outweighs the difference in weights",
+    "prefill_ms": "the square of the prompt overtakes what is linear in it",
+    "decode_ms_per_token": "reading the cache takes longer than reading the difference in weights",
+}
+
+
+class Point(BaseModel):
+    """One family at one place of the sweep; times are None where it does not fit."""
+
+    model_config = ConfigDict(frozen=True)
+
+    context: int
+    batch: int
+    family: str
+    memory_bytes: float
+    fits: bool
+    prefill_ms: float | None
+    decode_ms_per_token: float | None
+    source: str
+
+
+class Crossover(BaseModel):
+    """Where two families change places: above `at`, `cheaper` costs less than `dearer`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    metric: str
+    at: float
+    cheaper: str
+    dearer: str
+    cause: str
+
+
+class Comparison(BaseModel):
+    """The whole sweep."""
+
+    model_config = ConfigDict(frozen=True)
+
+    sweep: Sweep
+    hardware: str
+    models: dict[str, dict[str, Any]]
+    points: tuple[Point, ...]
+    crossovers: tuple[Crossover, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Contestant:
+    family: str
+    precision: str
+    spec: ModelSpec
+
+
+def compare(workload: Workload, sweep: Sweep = "context", values: Sequence[int] | None = None) -> Comparison:
+    """Sizes the four families for `workload` and asks them along the sweep.
+
+    Raises:
+        DoesNotFitError: no family can be sized for the card.
+    """
+    answer = recommend(workload, quick=True)
+    hardware = target_hardware(workload)
+    contestants = [_Contestant(c.family, c.precision, c.model) for c in answer.candidates if c.model is not None]
+    contestants.sort(key=lambda contestant: FAMILIES.index(contestant.family))
+    along = values or (CONTEXTS if sweep == "context" else BATCHES)
+    points = [_point(one, workload, sweep, value, hardware) for one in contestants for value in along]
+    return Comparison(
+        sweep=sweep,
+        hardware=hardware.label,
+        models={one.family: _facts(one) for one in contestants},
+        points=tuple(points),
+        crossovers=tuple(_crossovers(points, sweep)),
+    )
+
+
+def _facts(one: _Contestant) -> dict[str, Any]:
+    parameters = one.spec.parameters()
+    return {"total": parameters.total, "active": parameters.active, "precision": one.precision}
+
+
+def _point(one: _Contestant, workload: Workload, sweep: Sweep, value: int, hardware: Hardware) -> Point:
+    context = value if sweep == "context" else 16384 if workload.unbounded else int(workload.context)
+    batch = workload.concurrency if sweep == "context" else value
+    output = min(workload.output, context // 2)
+    asked = Request(batch=batch, prompt=context - output, generate=output, precision=one.precision)
+    found = predict(one.spec, asked, hardware)
+    return Point(
+        context=context,
+        batch=batch,
+        family=one.family,
+        memory_bytes=memory(one.spec, asked, hardware).total_bytes,
+        fits=found.fits,
+        prefill_ms=found.prefill_ms,
+        decode_ms_per_token=found.decode_ms_per_token,
+        source=found.source,
+    )
+
+
+def _crossovers(points: Sequence[Point], sweep: Sweep) -> list[Crossover]:
+    lines = {family: [point for point in points if point.family == family] for family in FAMILIES}
+    found = []
+    for metric in METRICS:
+        for one, other in combinations([family for family in FAMILIES if lines[family]], 2):
+            for (a, b), (c, d) in zip(pairwise(lines[one]), pairwise(lines[other]), strict=True):
+                crossing = _crossing(metric, sweep, (a, b), (c, d))
+                if crossing is not None:
+                    found.append(crossing)
+    return sorted(found, key=lambda crossing: (list(METRICS).index(crossing.metric), crossing.at))
+
+
+def _crossing(metric: str, sweep: Sweep, one: tuple[Point, Point], other: tuple[Point, Point]) -> Crossover | None:
+    """Where the first family's line crosses the second's between two places, or None."""
+    values = [getattr(point, metric) for point in (*one, *other)]
+    if any(value is None or value <= 0 for value in values):
+        return None
+    before, after = log(values[0] / values[2]), log(values[1] / values[3])
+    if before * after >= 0:
+        return None
+    x0, x1 = log(getattr(one[0], sweep)), log(getattr(one[1], sweep))
+    at = exp(x0 + (x1 - x0) * before / (before - after))
+    cheaper, dearer = (one[0], other[0]) if after < 0 else (other[0], one[0])
+    return Crossover(metric=metric, at=at, cheaper=cheaper.family, dearer=dearer.family, cause=CAUSES[metric])

@@ -1,0 +1,87 @@
+"""The families side by side over a sweep: one table a question, the cheapest marked, then the crossings."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from archcompass.advisor.cli.output import console
+from archcompass.advisor.report import units
+from archcompass.advisor.report.tables import markdown_lines
+
+QUESTIONS = (
+    ("memory_bytes", "Memory", units.gb),
+    ("prefill_ms", "Time to read the prompt", units.duration),
+    ("decode_ms_per_token", "Time per token", units.duration),
+)
+
+
+def show(data: dict[str, Any], *, markdown: bool = False) -> None:
+    """Prints a comparison (its JSON data) on stdout."""
+    families = list(data["models"])
+    if markdown:
+        return _as_markdown(data, families)
+    out = console()
+    out.print(f" [bold]One card, four families: {data['hardware']}[/]   {_models(data)}", highlight=False)
+    for key, title, say in QUESTIONS:
+        out.print(f"\n [bold]{title}[/]")
+        out.print(_table(data, families, key, say))
+    out.print()
+    for line in crossing_lines(data):
+        out.print(line, markup=False, highlight=False)
+    sources = sorted({point["source"] for point in data["points"]})
+    out.print(f"\n Numbers: {', '.join(sources)}. A dash does not fit; * is the cheapest that does.", highlight=False)
+    return None
+
+
+def grid(data: dict[str, Any], families: list[str], key: str, say: Any) -> list[list[str]]:
+    """A row per place of the sweep: the place, then each family."""
+    rows = []
+    places = list(dict.fromkeys(point[data["sweep"]] for point in data["points"]))
+    for place in places:
+        here = {point["family"]: point for point in data["points"] if point[data["sweep"]] == place}
+        fitting = {family: here[family][key] for family in families if here[family]["fits"] and here[family][key]}
+        best = min(fitting, key=lambda family: fitting[family]) if fitting else None
+        cells = [_cell(here[family], key, say) + (" *" if family == best else "  ") for family in families]
+        rows.append([units.tokens(place), *cells])
+    return rows
+
+
+def crossing_lines(data: dict[str, Any]) -> list[str]:
+    """One line a crossing: where, who overtakes whom, and why."""
+    names = {key: title.lower() for key, title, _ in QUESTIONS}
+    return [
+        f" above {units.tokens(round(cross['at'], -2) if cross['at'] > 1000 else round(cross['at']))}: {cross['cheaper']} "
+        f"needs less {names[cross['metric']]} than {cross['dearer']} ({cross['cause']})"
+        for cross in data["crossovers"]
+    ] or [" No two families change places within this sweep."]
+
+
+def _cell(point: dict[str, Any], key: str, say: Any) -> str:
+    value = point[key]
+    if value is None:
+        return "-"
+    return str(say(value)) if point["fits"] else f"({say(value)})"
+
+
+def _models(data: dict[str, Any]) -> str:
+    parts = [f"{family} {units.count(facts['total'])} {facts['precision']}" for family, facts in data["models"].items()]
+    return "  ·  ".join(parts)
+
+
+def _table(data: dict[str, Any], families: list[str], key: str, say: Any) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=True, padding=(0, 3, 0, 0), header_style="dim")
+    for heading in (data["sweep"], *families):
+        table.add_column(heading, justify="right")
+    for row in grid(data, families, key, say):
+        table.add_row(*(f"[bold]{cell}[/]" if cell.endswith("*") else cell for cell in row))
+    return table
+
+
+def _as_markdown(data: dict[str, Any], families: list[str]) -> None:
+    lines = [f"**One card, four families: {data['hardware']}** {_models(data)}"]
+    for key, title, say in QUESTIONS:
+        lines += ["", f"{title}:", "", *markdown_lines([data["sweep"], *families], grid(data, families, key, say))]
+    sys.stdout.write("\n".join([*lines, "", *(f"- {line.strip()}" for line in crossing_lines(data))]) + "\n")

@@ -1,0 +1,120 @@
+"""A profile in the terminal, or as Markdown: the answer, memory, speed by source, what it rests on."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from archcompass.advisor.cli.output import console
+from archcompass.advisor.report import units
+from archcompass.advisor.report.tables import markdown_lines
+
+HEADINGS = ("", "source", "machine", "prompt", "memory", "prefill", "decode/user", "fits")
+
+BAR = 24
+
+
+def show(data: dict[str, Any], *, markdown: bool = False) -> None:
+    """Prints a profile report (its JSON data) on stdout."""
+    if markdown:
+        lines = [f"**{headline(data)}**", "", *markdown_lines(HEADINGS[1:], [row[1:] for row in rows(data)])]
+        sys.stdout.write("\n".join(lines) + "\n")
+        return
+    out = console()
+    out.print(f" [bold]{headline(data)}[/]\n", highlight=False)
+    for line in memory_lines(data["profiles"][0]):
+        out.print(line, highlight=False, markup=False)
+    out.print()
+    _table(out, data)
+    for entry in data["profiles"]:
+        for note in notes(entry):
+            out.print(f" [dim]{entry['source']}[/]  {note}", highlight=False)
+    out.print(f"\n Check: {data['check']}", markup=False, highlight=False)
+
+
+def headline(data: dict[str, Any]) -> str:
+    """What was asked of whom, and whether it fits."""
+    parameters, first = data["parameters"], data["profiles"][0]
+    size = f"{units.count(parameters['total'])} total"
+    if parameters["active"] < 0.95 * parameters["total"]:
+        size += f", {units.count(parameters['active'])} active"
+    spare = first["memory"]["capacity_bytes"] - first["memory"]["per_card_bytes"]
+    if not first["fits"]:
+        return f"{data['model']} · {size} · {first['precision']} · does not fit {first['hardware']}: {first['verdict']}"
+    left = f"{units.gb(spare)} to spare" if spare < 1e15 else "measured here"
+    return f"{data['model']} · {size} · {first['precision']} · fits {first['hardware']}, {left}"
+
+
+def memory_lines(entry: dict[str, Any]) -> list[str]:
+    """The ledger, one bar a line."""
+    memory = entry["memory"]
+    parts = [
+        ("weights", memory["weights_bytes"]),
+        ("state", memory["state_bytes"]),
+        ("activations", memory["activation_bytes"]),
+        ("training", memory["training_bytes"]),
+        ("overhead", memory["overhead_bytes"]),
+    ]
+    whole = max(memory["total_bytes"], 1)
+    lines = [f" {name:<12}{units.gb(size):>9}  {'#' * round(BAR * size / whole)}" for name, size in parts if size > 0]
+    return [*lines, f" {'in all':<12}{units.gb(memory['total_bytes']):>9}"]
+
+
+def rows(data: dict[str, Any]) -> list[list[str]]:
+    """A row per source."""
+    return [
+        [
+            str(number),
+            entry["source"],
+            entry["hardware"],
+            f"{units.tokens(entry['prompt'])} + {units.tokens(entry['generate'])}",
+            units.gb(entry["memory"]["total_bytes"]),
+            _prefill(entry),
+            _decode(entry),
+            "yes" if entry["fits"] else "no",
+        ]
+        for number, entry in enumerate(data["profiles"], 1)
+    ]
+
+
+def notes(entry: dict[str, Any]) -> list[str]:
+    """What an entry rests on: the ratio to its prediction, what was run, and what must be known."""
+    lines = []
+    if entry["ratio"]:
+        told = ", ".join(f"{phase} {ratio:.2f}x" for phase, ratio in entry["ratio"].items())
+        lines.append(f"took {told} the predicted time of this very run")
+    ran = ", ".join(f"{key} {value}" for key, value in entry["ran"].items() if not isinstance(value, dict | list))
+    return [*lines, *([f"ran: {ran}"] if ran else []), *entry["notes"]]
+
+
+def _prefill(entry: dict[str, Any]) -> str:
+    if entry["prefill"] is None:
+        return "-"
+    return _with_range(entry["prefill"]["ms"], entry["range"]["prefill_ms"])
+
+
+def _decode(entry: dict[str, Any]) -> str:
+    if entry["decode"] is None:
+        return "-"
+    bounds = entry["range"]["decode_ms_per_token"]
+    text = units.rate(entry["decode"]["tokens_per_second_per_user"])
+    if bounds is None:
+        return text
+    half = (1e3 / bounds[0] - 1e3 / bounds[1]) / 2
+    return f"{text} ±{units.rate(half, '').strip()}"
+
+
+def _with_range(value: float, bounds: list[float] | None) -> str:
+    text = units.duration(value)
+    return text if bounds is None else f"{text} ±{units.duration((bounds[1] - bounds[0]) / 2)}"
+
+
+def _table(out: Any, data: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=True, padding=(0, 2, 0, 0), header_style="dim")
+    for index, heading in enumerate(HEADINGS):
+        table.add_column(heading, justify="right" if index in (3, 4, 5, 6) else "left", overflow="fold")
+    for row in rows(data):
+        table.add_row(*row)
+    out.print(table)
