@@ -105,7 +105,7 @@ def test_the_configuration_survives_the_way_there_and_back(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["retnet", *EXACT])
 def test_left_padding_changes_no_row(name: str) -> None:
-    ids, expected = golden(name, "")
+    ids, _ = golden(name, "")
     padded = torch.cat([torch.cat([ids[:, :5] * 0 + 3, ids[:, :32]], dim=1), ids])
     mask = torch.ones_like(padded)
     mask[0, :5] = 0
