@@ -199,7 +199,7 @@ class BlockModule(nn.Module):
         self.width = width
 
     def reset_parameters(self) -> None:
-        """Fills this module's own parameters, not its children's, with the start of a training run."""
+        """Fills this module's own parameters with the start of a training run; its children's are filled already."""
 
     def forward(
         self, x: Tensor, state: BlockState | None = None, context: Context | None = None
@@ -227,7 +227,7 @@ class Linear(nn.Linear):
 
 
 def initialise(module: nn.Module) -> None:
-    """Fills every parameter with the start of a training run; on `meta` this does nothing."""
-    for child in module.modules():
+    """Fills every parameter with the start of a training run, children before their parents."""
+    for child in reversed(list(module.modules())):
         if isinstance(child, BlockModule | Linear):
             child.reset_parameters()

@@ -157,11 +157,6 @@ class Attention(Block):
         """
         past = self._visible(step.past_tokens)
         keys = past + step.new_tokens
-        sight = {
-            "window": self.sliding_window,
-            "chunk": self.attention_chunk_size,
-            "key_offset": step.past_tokens - past,
-        }
         cost = attention_cost(
             batch=step.batch,
             new_tokens=step.new_tokens,
@@ -170,8 +165,10 @@ class Attention(Block):
             kv_heads=self.num_key_value_heads,
             key_dim=self.head_dim,
             value_dim=self.head_dim,
+            window=self.sliding_window,
+            chunk=self.attention_chunk_size,
+            key_offset=step.past_tokens - past,
             element_bytes=step.element_bytes,
-            **sight,
         )
         heads = (self.num_attention_heads, self.num_key_value_heads)
         shape = (step.batch, *heads, step.new_tokens, keys, self.head_dim, self.head_dim)

@@ -1,0 +1,1 @@
+"""Mamba-1: a selective state space layer, one decay per channel and state entry."""
