@@ -12,7 +12,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -50,7 +50,7 @@ def load_pretrained(folder: str | Path) -> LanguageModel:
     spec = read_config(config).model_copy(update={"name": file.resolve().parent.name})
     chosen = family(str(config["model_type"]))
     shards = Shards(file.parent)
-    table = list(chosen.weights(spec))
+    table = _present(chosen.weights(spec), shards.files)
     _check_names(shards, table, chosen.unused, tied=spec.tie_word_embeddings)
     model = LanguageModel.from_spec(spec, device="meta")
     expected = model.state_dict()
@@ -74,7 +74,7 @@ def save_pretrained(model: LanguageModel, folder: str | Path, model_type: str | 
     except OSError as error:
         raise FileFormatError(f"{target} cannot be made: {error.strerror}") from error
     state = model.state_dict()
-    table = list(family(str(config["model_type"])).weights(model.spec))
+    table = _present(family(str(config["model_type"])).weights(model.spec), ())
     _write_shards(target, _plan(table, state), state)
     write_text(target / "config.json", json.dumps(_finite(config), indent=2) + "\n")
 
@@ -164,6 +164,20 @@ def _keys(path: Path) -> list[str]:
             return list(file.keys())
     except (SafetensorError, OSError) as error:
         raise FileFormatError(f"{path.name} is no sound safetensors file: {error}") from error
+
+
+def _present(table: Iterable[Weight], names: Container[str]) -> list[Weight]:
+    """One entry for each tensor of ours: the first whose tensors are all there, else the first."""
+    chosen: dict[str, Weight] = {}
+    whole: set[str] = set()
+    for weight in table:
+        if weight.ours in whole:
+            continue
+        if all(name in names for name in weight.theirs):
+            whole.add(weight.ours)
+            chosen[weight.ours] = weight
+        chosen.setdefault(weight.ours, weight)
+    return list(chosen.values())
 
 
 def _check_names(shards: Shards, table: Sequence[Weight], unused: Sequence[str], tied: bool) -> None:

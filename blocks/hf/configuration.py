@@ -19,6 +19,9 @@ from archcompass.errors import ConversionError, FileFormatError, InputError, Spe
 _PREFERRED = ("llama", "mistral", "qwen3", "mixtral", "qwen3_moe")
 """Families tried first for a model that does not say its own; the rest follow by name."""
 
+_NO_TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+"""A model does not know its tokenizer's special tokens; unsaid, transformers would assume some, beyond a small vocabulary."""
+
 
 @cache
 def model_types() -> tuple[str, ...]:
@@ -119,7 +122,7 @@ def to_config(spec: ModelSpec, model_type: str | None = None) -> dict[str, Any]:
 
 
 def _written(spec: ModelSpec, chosen: Family) -> dict[str, Any]:
-    head = {"architectures": [chosen.architecture], "model_type": chosen.model_type}
+    head = {"architectures": [chosen.architecture], "model_type": chosen.model_type, **_NO_TOKENS}
     try:
         config = {**head, **chosen.write(spec)}
         back = read_config(config)

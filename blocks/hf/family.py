@@ -28,7 +28,8 @@ class Family:
         read: the configuration's keys -> the model. Takes every key it understands.
         write: the model -> the configuration's keys that differ between models of the family. It may assume its own
             kind of model and raise `ConversionError`: what it writes is read back and compared with what was asked.
-        weights: the model -> every tensor of ours with the tensors of the checkpoint it is made from.
+        weights: the model -> every tensor of ours with the tensors of the checkpoint it is made from. Where checkpoints
+            differ, a tensor may be listed again: the first entry that a checkpoint can fill is read, the first is written.
         no_effect: keys that have no effect in this family.
         aliases: other spellings of keys, and the ones that `read` asks for.
         unused: patterns of tensors in published checkpoints that the language model does not use.

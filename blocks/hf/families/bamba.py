@@ -13,7 +13,7 @@ from archcompass.blocks.attention.spec import Attention
 from archcompass.blocks.gated_mlp.spec import GatedMLP
 from archcompass.blocks.hf import parts
 from archcompass.blocks.hf.families.llama import assemble, read_attention, read_mlp, write_mlp, written
-from archcompass.blocks.hf.families.mamba2 import NUMERICS_NEUTRAL, check_inner, read_limit, write_limit
+from archcompass.blocks.hf.families.mamba2 import NUMERICS_NEUTRAL, read_limit, write_limit
 from archcompass.blocks.hf.family import Family, Part, first, places
 from archcompass.blocks.hf.fields import Fields
 from archcompass.blocks.hf.rope import read_rope
