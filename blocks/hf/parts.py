@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from archcompass.blocks.attention.spec import Attention
 from archcompass.blocks.gated_mlp.spec import GatedMLP
 from archcompass.blocks.hf.weights import Form, Reshaped, Rows, Same, Stacked, Weight, same
+from archcompass.blocks.mamba.spec import Mamba
 from archcompass.blocks.mamba2.spec import Mamba2
 from archcompass.blocks.model.spec import ModelSpec
 from archcompass.blocks.moe.spec import MoE
@@ -117,4 +118,21 @@ def mamba2(ours: str, theirs: str, block: Mamba2) -> Iterator[Weight]:
     yield same(f"{ours}.d", f"{theirs}.D")
     if block.norm != "none":
         yield same(f"{ours}.norm_weight", f"{theirs}.norm.weight")
+    yield from linear(f"{ours}.output", f"{theirs}.out_proj", block.use_bias)
+
+
+def mamba(ours: str, theirs: str, block: Mamba) -> Iterator[Weight]:
+    """A Mamba-1 mixer, which is called the same everywhere."""
+    channels, taps = block.intermediate_size, block.conv_kernel
+    yield from linear(f"{ours}.input", f"{theirs}.in_proj", block.use_bias)
+    yield Weight(f"{ours}.conv_weight", (f"{theirs}.conv1d.weight",), Reshaped((channels, taps), (channels, 1, taps)))
+    if block.use_conv_bias:
+        yield same(f"{ours}.conv_bias", f"{theirs}.conv1d.bias")
+    yield from linear(f"{ours}.select", f"{theirs}.x_proj")
+    yield from linear(f"{ours}.dt", f"{theirs}.dt_proj", bias=True)
+    yield same(f"{ours}.a_log", f"{theirs}.A_log")
+    yield same(f"{ours}.d", f"{theirs}.D")
+    if block.inner_norms and block.inner_norm_weight:
+        for index, name in enumerate(("dt", "b", "c")):
+            yield same(f"{ours}.norms.{index}.weight", f"{theirs}.{name}_layernorm.weight")
     yield from linear(f"{ours}.output", f"{theirs}.out_proj", block.use_bias)
