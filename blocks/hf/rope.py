@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
+from archcompass.blocks.base import explain
 from archcompass.blocks.hf.fields import Fields
 from archcompass.blocks.rope import Rope
 from archcompass.errors import ConversionError
 
 _OLD_NAMES = {"type": "rope_type", "rope_theta": "theta"}
+
+_RATIO_TYPES = ("yarn", "longrope")
+"""Types whose factor, where it is not said, is the longest length over the original one."""
 
 
 def read_rope(
@@ -31,28 +37,36 @@ def read_rope(
         "partial_rotary_factor": fields.number("partial_rotary_factor", factor),
     }
     nested = fields.mapping("rope_parameters", {})
+    original = fields.integer("original_max_position_embeddings", None)
+    said |= {} if original is None else {"original_max_position_embeddings": original}
     said |= fields.mapping("rope_scaling", {}) | _entry(nested, layer_type)
-    return rope_of(said, interleaved=interleaved, context=fields.config.get("max_position_embeddings"))
+    return rope_of(said, interleaved=interleaved, longest=fields.config.get("max_position_embeddings"))
 
 
-def rope_of(said: Mapping[str, Any], *, interleaved: bool = False, context: int | None = None) -> Rope:
-    """The rope that HF's `rope_parameters` describe; `context` stands in for an absent original length."""
+def rope_of(said: Mapping[str, Any], *, interleaved: bool = False, longest: int | None = None) -> Rope:
+    """The rope that HF's `rope_parameters` describe; `longest` (max_position_embeddings) stands in for absent lengths."""
     values = {_OLD_NAMES.get(key, key): value for key, value in said.items() if value is not None}
-    kind = values.pop("rope_type", "default")
-    if kind != "default":
-        raise ConversionError(f"rope_scaling: rope_type {kind!r} is not known here")
-    unknown = set(values) - {"theta", "partial_rotary_factor"}
-    if unknown:
-        raise ConversionError(f"rope_scaling: {sorted(unknown)[0]} is not known here")
-    return Rope(interleaved=interleaved, **values)
+    kind = values.get("rope_type", "default")
+    if kind == "dynamic":
+        values["original_max_position_embeddings"] = longest
+    elif kind not in ("default", "linear"):
+        values.setdefault("original_max_position_embeddings", longest)
+    else:
+        values.pop("original_max_position_embeddings", None)
+    if kind in _RATIO_TYPES and "factor" not in values and longest:
+        values["factor"] = longest / values["original_max_position_embeddings"]
+    try:
+        return Rope.model_validate({**values, "interleaved": interleaved})
+    except ValidationError as error:
+        raise ConversionError(str(explain(error, "rope_scaling", Rope.model_fields))) from error
 
 
 def write_rope(rope: Rope) -> dict[str, Any]:
     """`rope_parameters` that say this rope."""
-    written: dict[str, Any] = {"rope_theta": rope.theta, "rope_type": "default"}
-    if rope.partial_rotary_factor != 1.0:
-        written["partial_rotary_factor"] = rope.partial_rotary_factor
-    return written
+    said = rope.model_dump(mode="json", exclude_defaults=True, exclude={"theta", "interleaved"})
+    if rope.rope_type == "dynamic":
+        del said["original_max_position_embeddings"]
+    return {"rope_theta": rope.theta, "rope_type": rope.rope_type, **said}
 
 
 def _entry(nested: Mapping[str, Any], layer_type: str) -> dict[str, Any]:
