@@ -126,6 +126,7 @@ def delta_rule_step(
     *,
     state: Tensor,
     scale: float = 1.0,
+    backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
     """One token per sequence, for decoding: the recurrence of `delta_rule` without its time axis.
 
@@ -134,10 +135,18 @@ def delta_rule_step(
         beta: [batch, heads].
         log_decay: None, [batch, heads] or [batch, heads, K].
         state: [batch, heads, K, V]. With gradients disabled it is overwritten and returned.
+        backend: "auto", or the implementation to use; "reference" is the same code as "torch".
 
     Returns:
         output [batch, heads, V] in the dtype of v, and the new state.
+
+    Raises:
+        BackendError: the backend cannot run here, or has no gradients and they are wanted.
     """
+    if _step_choice("delta_rule", q, state, backend) == "triton":
+        from archcompass.kernels.delta_rule.triton_step import delta_rule_step_op
+
+        return delta_rule_step_op(q, k, v, beta, log_decay, state, scale), state
     return delta_rule_step_torch(q, k, v, beta, log_decay, state, scale, inplace=not torch.is_grad_enabled())
 
 
@@ -151,11 +160,17 @@ def dplr_step(
     *,
     state: Tensor,
     scale: float = 1.0,
+    backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
     """One token per sequence of `dplr`, without its time axis: [batch, heads, K] and [batch, heads, V].
 
-    With gradients disabled the state [batch, heads, K, V] is overwritten and returned.
+    With gradients disabled the state [batch, heads, K, V] is overwritten and returned; `backend` as in
+    `delta_rule_step`.
     """
+    if _step_choice("dplr", q, state, backend) == "triton":
+        from archcompass.kernels.delta_rule.triton_step import dplr_step_op
+
+        return dplr_step_op(q, k, v, a, b, log_decay, state, scale), state
     return dplr_step_torch(q, k, v, a, b, log_decay, state, scale, inplace=not torch.is_grad_enabled())
 
 
@@ -167,6 +182,15 @@ def explain(q: Tensor, *, chunk_size: int = CHUNK_SIZE, backend: Backend = "auto
 def explain_dplr(q: Tensor, *, chunk_size: int = CHUNK_SIZE, backend: Backend = "auto", strict: bool = False) -> Choice:
     """Which implementation of `dplr` serves a call with these queries, and why."""
     return choose("dplr", backend, q.device, refusals=_triton_refusals(q, chunk_size), strict=strict)
+
+
+def _step_choice(operation: str, q: Tensor, state: Tensor, backend: Backend) -> str:
+    refusals = _triton_refusals(q, CHUNK_SIZE)
+    if torch.is_grad_enabled():
+        refusals["triton"] = "the step kernel overwrites the state and has no gradients; call it under torch.no_grad"
+    elif state.dtype != torch.float32 or not state.is_contiguous():
+        refusals["triton"] = f"the step kernel overwrites a contiguous float32 state, not {state.dtype}"
+    return choose(operation, backend, q.device, refusals=refusals).backend
 
 
 def _triton_refusals(q: Tensor, chunk: int) -> dict[str, str]:

@@ -19,6 +19,7 @@ from archcompass.kernels.delta_rule.chunked import ChunkTerms, dplr_terms, scala
 from archcompass.kernels.delta_rule.cost import delta_rule_cost, dplr_cost
 from archcompass.kernels.delta_rule.triton_passes import invert, state_pass, state_pass_op, unit_lower_inverse_op
 from archcompass.kernels.delta_rule.triton_prepare import Chunks
+from archcompass.kernels.delta_rule.triton_step import delta_rule_step_op, dplr_step_op
 
 Spans = list[tuple[int, int]]
 
@@ -31,6 +32,10 @@ def delta_rule_triton(
     chunks = chunk_table(v, chunk, spans)
     inputs = [q, k, v, beta, log_decay]
     if not _wants_gradients([*inputs, state]):
+        if v.shape[1] == 1:
+            now = [None if x is None else x[:, 0] for x in inputs]
+            last = state.clone(memory_format=torch.contiguous_format)
+            return delta_rule_step_op(*now, last, scale).unsqueeze(1), last  # type: ignore[arg-type]
         flat = [None if x is None else x.flatten(0, 1) for x in inputs]
         out, last = delta_rule_op(*flat, state, *chunks[1:], scale, chunk)  # type: ignore[arg-type]
         return out.view(v.shape), last
@@ -48,6 +53,9 @@ def dplr_triton(
     chunks = chunk_table(v, chunk, spans)
     inputs = [q, k, v, a, b, log_decay]
     if not _wants_gradients([*inputs, state]):
+        if v.shape[1] == 1:
+            last = state.clone(memory_format=torch.contiguous_format)
+            return dplr_step_op(*(x[:, 0] for x in inputs), last, scale).unsqueeze(1), last
         out, last = dplr_op(*(x.flatten(0, 1) for x in inputs), state, *chunks[1:], scale, chunk)
         return out.view(v.shape), last
     terms = dplr_terms(

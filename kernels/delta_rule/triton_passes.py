@@ -183,7 +183,7 @@ def state_pass(
     value_dim = u.shape[-1]
     states = w.new_empty((chunks, heads, key_dim, value_dim))
     written, last = torch.empty_like(u), torch.empty_like(first)
-    tile = STATE.pick(w.device, key_dim=key_dim)
+    tile = STATE.pick(w.device, key_dim=key_dim, element_bytes=w.element_size())
     if last.numel():
         _state_kernel[(triton.cdiv(value_dim, tile.blocks["BLOCK_V"]), heads, first.shape[0])](
             w, u, tail, decay, values, first, bounds, states, written, last, heads,
@@ -208,7 +208,7 @@ def state_pass_backward(
     after, du = w.new_empty((chunks, heads, key_dim, value_dim)), torch.empty_like(dwritten)
     dvalues = torch.empty_like(dwritten) if with_values else dwritten.new_empty(0)
     dfirst = torch.empty_like(dlast)
-    tile = STATE_BACKWARD.pick(w.device, key_dim=key_dim)
+    tile = STATE_BACKWARD.pick(w.device, key_dim=key_dim, element_bytes=w.element_size())
     if dlast.numel():
         _state_backward_kernel[(triton.cdiv(value_dim, tile.blocks["BLOCK_V"]), heads, dlast.shape[0])](
             w, tail, decay, dwritten, dstates, dlast, bounds, after, du, dvalues if with_values else None, dfirst, heads,

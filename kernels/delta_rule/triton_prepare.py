@@ -271,7 +271,7 @@ def scores(
     mix = torch.empty_like(strict, dtype=q.dtype)
     _scores_kernel[(len(chunks.first), heads)](
         q, k, beta, running, strict, mix, chunks.first, chunks.length, heads, heads // q.shape[1], scale,
-        C=size, K=q.shape[2], PRECISION=precision(q.dtype), **SCORES.pick(q.device).launch(), enable_fp_fusion=True,
+        C=size, K=q.shape[2], PRECISION=precision(q.dtype), **SCORES.pick(q.device, element_bytes=q.element_size()).launch(), enable_fp_fusion=True,
     )  # fmt: skip
     return strict, mix
 
@@ -313,7 +313,7 @@ def writes(
         inverse, rows, tail_keys, value_keys, v, beta, running, read, w, u, tail, chunks.first, chunks.length,
         heads, heads // rows.shape[1],
         C=size, K=key_dim, V=value_dim, VECTOR=_is_vector(running, key_dim), TAIL=tail.shape[2],
-        PRECISION=precision(v.dtype), **WRITES.pick(v.device).launch(), enable_fp_fusion=True,
+        PRECISION=precision(v.dtype), **WRITES.pick(v.device, element_bytes=v.element_size()).launch(), enable_fp_fusion=True,
     )  # fmt: skip
     return w, u, tail
 
@@ -325,7 +325,7 @@ def output(
     """Launches the outputs, [tokens, heads, V]; `read` (A_qk) adds its product with v."""
     out = torch.empty_like(v)
     heads, value_dim = v.shape[1:]
-    tile = OUTPUT.pick(q.device)
+    tile = OUTPUT.pick(q.device, element_bytes=q.element_size())
     _output_kernel[(len(chunks.first), heads, triton.cdiv(value_dim, tile.blocks["BLOCK_V"]))](
         q, states, mix, written, running, read, v, out, chunks.first, chunks.length, heads, heads // q.shape[1], scale,
         C=chunks.size, K=q.shape[2], V=value_dim, VECTOR=_is_vector(running, q.shape[2]),

@@ -11,6 +11,7 @@ from archcompass.kernels.dispatch import Backend, Choice, choose
 from archcompass.kernels.packed import spans
 from archcompass.kernels.selective_scan.blocked import selective_scan_torch
 from archcompass.kernels.selective_scan.reference import selective_scan_reference
+from archcompass.kernels.selective_scan.tiles import WIDEST_STATE
 
 OPERATION = "selective_scan"
 
@@ -56,7 +57,9 @@ def selective_scan(
         BackendError: the backend cannot run here.
     """
     _check(x, dt, A, B, C, D, gate)
-    chosen = explain(x, backend=backend, strict=strict).backend
+    chosen = explain(x, A, backend=backend, strict=strict).backend
+    if chosen == "triton" and x.numel():
+        return _triton(x, dt, A, B, C, D, gate, initial_state, cu_seqlens)
     if cu_seqlens is None:
         y, state = _core(x, dt, A, B, C, _first_state(x, A, initial_state, x.shape[0]), chosen)
     else:
@@ -74,6 +77,7 @@ def selective_scan_step(
     *,
     state: Tensor,
     gate: Tensor | None = None,
+    backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
     """One token per sequence, for decoding: `selective_scan` without its time axis.
 
@@ -81,17 +85,66 @@ def selective_scan_step(
         x, dt, gate: [batch, channels].
         B, C: [batch, N].
         state: [batch, channels, N]. With gradients disabled it is overwritten and returned.
+        backend: "auto", or the implementation to use; "reference" is the same code as "torch".
 
     Returns:
         y [batch, channels] in the dtype of x, and the new state.
+
+    Raises:
+        BackendError: the backend cannot run here, or has no gradients and they are wanted.
     """
+    if _step_choice(x, A, state, backend) == "triton":
+        from archcompass.kernels.selective_scan.triton_scan import selective_scan_step_op
+
+        return selective_scan_step_op(x, dt, A, B, C, D, gate, state), state
     y, state = _step(x, dt, A, B, C, state, inplace=not torch.is_grad_enabled())
     return _finished(y, x, D, gate), state
 
 
-def explain(x: Tensor, *, backend: Backend = "auto", strict: bool = False) -> Choice:
+def explain(x: Tensor, A: Tensor, *, backend: Backend = "auto", strict: bool = False) -> Choice:
     """Which implementation serves a call with these inputs, and why."""
-    return choose(OPERATION, backend, x.device, refusals={"triton": "no Triton kernel yet"}, strict=strict)
+    return choose(OPERATION, backend, x.device, refusals=_triton_refusals(x, A), strict=strict)
+
+
+def _triton_refusals(x: Tensor, A: Tensor) -> dict[str, str]:
+    if x.dtype == torch.float64:
+        return {"triton": "the kernels keep the state in float32, and x is float64"}
+    if A.shape[1] > WIDEST_STATE:
+        return {
+            "triton": f"the kernels hold a channel's state in registers, and {A.shape[1]} is more than {WIDEST_STATE}"
+        }
+    return {}
+
+
+def _step_choice(x: Tensor, A: Tensor, state: Tensor, backend: Backend) -> str:
+    refusals = _triton_refusals(x, A)
+    if torch.is_grad_enabled():
+        refusals["triton"] = "the step kernel overwrites the state and has no gradients; call it under torch.no_grad"
+    elif state.dtype != torch.float32 or not state.is_contiguous():
+        refusals["triton"] = f"the step kernel overwrites a contiguous float32 state, not {state.dtype}"
+    return choose(OPERATION, backend, x.device, refusals=refusals).backend
+
+
+def _triton(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    gate: Tensor | None,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """With gradients, skip and gate run in torch after the kernel; without, inside it."""
+    from archcompass.kernels.selective_scan.triton_scan import selective_scan_triton
+
+    state, bounds = _sequences(x, A, initial_state, cu_seqlens)
+    inputs = (x, dt, A, B, C, D, gate, state)
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs):
+        y, last = selective_scan_triton(x, dt, A, B, C, None, None, state, bounds, train=True)
+        return _finished(y, x, D, gate), last
+    return selective_scan_triton(x, dt, A, B, C, D, gate, state, bounds, train=False)
 
 
 def _core(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, backend: str) -> tuple[Tensor, Tensor]:
@@ -129,10 +182,8 @@ def _packed(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """Packed sequences one after the other."""
-    if x.shape[0] != 1:
-        raise InputError(f"packed sequences need a batch of 1, not {x.shape[0]}")
-    bounds = spans(cu_seqlens, x.shape[1])
-    state = _first_state(x, A, initial_state, len(bounds))
+    state, bounds = _sequences(x, A, initial_state, cu_seqlens)
+    assert bounds is not None
     outputs, states = [x[:, :0]], [state[:0]]
     for n, (start, end) in enumerate(bounds):
         x_n, dt_n, B_n, C_n = (tensor[:, start:end] for tensor in (x, dt, B, C))
@@ -149,6 +200,18 @@ def _finished(y: Tensor, x: Tensor, D: Tensor | None, gate: Tensor | None) -> Te
     if gate is not None:
         y = y * silu(gate.to(y.dtype))
     return y.to(x.dtype)
+
+
+def _sequences(
+    x: Tensor, A: Tensor, initial_state: Tensor | None, cu_seqlens: Tensor | None
+) -> tuple[Tensor, list[tuple[int, int]] | None]:
+    """The first state of every sequence, and where packed ones lie."""
+    if cu_seqlens is None:
+        return _first_state(x, A, initial_state, x.shape[0]), None
+    if x.shape[0] != 1:
+        raise InputError(f"packed sequences need a batch of 1, not {x.shape[0]}")
+    bounds = spans(cu_seqlens, x.shape[1])
+    return _first_state(x, A, initial_state, len(bounds)), bounds
 
 
 def _first_state(x: Tensor, A: Tensor, initial_state: Tensor | None, sequences: int) -> Tensor:

@@ -213,6 +213,7 @@ def test_what_does_not_belong_together_is_refused(change: Inputs, message: str) 
 
 
 def test_the_choice_of_backend_is_data() -> None:
-    choice = explain(scan_inputs()["x"])
+    inputs = scan_inputs()
+    choice = explain(inputs["x"], inputs["A"])
     assert choice.backend == "torch"
     assert "triton" in choice.rejected

@@ -6,7 +6,15 @@ import torch
 from support.cases import Agreement, Compilation
 from torch.nn.functional import normalize
 
-from archcompass.kernels.delta_rule import delta_rule, dplr, triton_op, triton_passes
+from archcompass.kernels.delta_rule import (
+    delta_rule,
+    delta_rule_step,
+    dplr,
+    dplr_step,
+    triton_op,
+    triton_passes,
+    triton_step,
+)
 
 SHAPE = {"batch": 1, "time": 75, "key_heads": 1, "heads": 2, "key_dim": 60, "value_dim": 100}
 
@@ -48,6 +56,20 @@ def _call(operation, bounds=None, chunk_size=32):
         out, state = operation(**inputs, cu_seqlens=cu_seqlens, scale=0.5, chunk_size=chunk_size, backend=backend)
         # On a CPU torch multiplies float16 in float32, so only what is stored in float16 compares with a GPU's products.
         return out, state.half() if out.dtype == torch.float16 else state
+
+    return run
+
+
+def _step(operation, full):
+    """The step kernel, under the name of the whole operation's backends."""
+
+    def run(backend, initial_state, **inputs):
+        now = {name: None if x is None else x[:, 0] for name, x in inputs.items()}
+        if backend == "reference":
+            return full(**inputs, initial_state=initial_state, scale=0.5, backend=backend)
+        with torch.no_grad():
+            out, state = operation(**now, state=initial_state.clone(), scale=0.5, backend=backend)
+        return out.unsqueeze(1), state
 
     return run
 
@@ -98,6 +120,21 @@ AGREEMENTS = [
         inputs=partial(_delta_inputs, "vector", **SMALL, strength=200.0),
         call=_call(delta_rule, chunk_size=32),
         float32=PRECISE,
+    ),
+    *(
+        Agreement(
+            name=f"{decay}-step",
+            inputs=partial(_delta_inputs, decay, **SMALL | {"time": 1}),
+            call=_step(delta_rule_step, delta_rule),
+            float32=PRECISE,
+        )
+        for decay in ("none", "scalar", "vector")
+    ),
+    Agreement(
+        name="dplr-step",
+        inputs=partial(_dplr_inputs, **SMALL_DPLR | {"time": 1}),
+        call=_step(dplr_step, dplr),
+        float32=("log_decay", "initial_state"),
     ),
     Agreement(
         name="dplr-inference",
@@ -165,6 +202,23 @@ def _reverse_pass(key_dim=128, dtype=torch.bfloat16, chunk=64, chunks=128, heads
     return launch
 
 
+def _delta_step(decay, key_dim=128, heads=32, value_dim=128):
+    def launch(meta):
+        keys, values = meta(8, heads // 2, key_dim), meta(8, heads, value_dim)
+        gate = {"none": (), "scalar": (8, heads), "vector": (8, heads, key_dim)}[decay]
+        log_decay = meta(*gate, dtype=torch.float32) if gate else None
+        state = meta(8, heads, key_dim, value_dim, dtype=torch.float32)
+        triton_step.delta_rule_step_op._init_fn(keys, keys, values, meta(8, heads), log_decay, state, 0.5)
+
+    return launch
+
+
+def _dplr_step(meta):
+    x, decay = meta(8, 32, 64), meta(8, 32, 64, dtype=torch.float32)
+    state = meta(8, 32, 64, 64, dtype=torch.float32)
+    triton_step.dplr_step_op._init_fn(x, x, x, x, x, decay, state, 0.5)
+
+
 FORWARD_DOTS = frozenset({"_state_kernel", "_writes_kernel", "_output_kernel"})
 
 COMPILATIONS = [
@@ -176,6 +230,10 @@ COMPILATIONS = [
     Compilation(name="scalar-k60-v100", launch=_delta_forward("scalar", 60, value_dim=100), short=False),
     Compilation(name="scalar-k128-float32", launch=_delta_forward("scalar", dtype=torch.float32), short=False),
     Compilation(name="dplr-k64", launch=_dplr_forward(), dots=FORWARD_DOTS),
+    Compilation(name="step-scalar-k128", launch=_delta_step("scalar")),
+    Compilation(name="step-vector-k128", launch=_delta_step("vector"), short=False),
+    Compilation(name="step-none-k256", launch=_delta_step("none", 256), short=False),
+    Compilation(name="step-dplr-k64", launch=_dplr_step, short=False),
     Compilation(name="reverse-k128", launch=_reverse_pass(), dots=frozenset({"_state_backward_kernel"})),
     Compilation(name="reverse-k64-values", launch=_reverse_pass(64, values=True), short=False),
     Compilation(name="reverse-k256", launch=_reverse_pass(256), short=False),
