@@ -1,13 +1,17 @@
 """`moe_mlp`: the routed experts of a mixture behind one name, with the backend and its reason."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from archcompass.errors import InputError
 from archcompass.kernels.dispatch import Choice, choose
 from archcompass.kernels.moe.activations import Activation
-from archcompass.kernels.moe.grouped import moe_dense_equivalent, moe_grouped
+from archcompass.kernels.moe.grouped import grouped_mm_obstacle, moe_dense_equivalent, moe_grouped, moe_grouped_mm
 from archcompass.kernels.moe.reference import moe_reference
+
+GROUPED_MM_REASON = "torch's grouped_mm serves this call; our kernel has not been measured against it yet"
 
 
 def moe_mlp(
@@ -53,17 +57,29 @@ def moe_mlp(
     """
     act = Activation(activation, gated, alpha, limit, up_offset)
     _check(x, weights, experts, gate_up, down, gate_up_bias, down_bias, gated)
-    choice = explain(x, backend=backend, strict=strict)
+    choice = explain(x, down, backend=backend, strict=strict)
     if x.device.type == "meta":
         return moe_dense_equivalent(x, weights, gate_up, down, act)
     if choice.backend == "reference":
         return moe_reference(x, weights, experts, gate_up, down, gate_up_bias, down_bias, act, scale_input)
-    return moe_grouped(x, weights, experts, gate_up, down, gate_up_bias, down_bias, act, scale_input)
+    return _run(choice, x, down)(x, weights, experts, gate_up, down, gate_up_bias, down_bias, act, scale_input)
 
 
-def explain(x: Tensor, *, backend: str = "auto", strict: bool = False) -> Choice:
-    """Which implementation `moe_mlp` takes for `x`, and why."""
-    return choose("moe_mlp", backend, x.device, refusals={"triton": "not written yet"}, strict=strict)
+def explain(x: Tensor, down: Tensor, *, backend: str = "auto", strict: bool = False) -> Choice:
+    """Which implementation `moe_mlp` takes for tokens `x` and experts `down`, and why."""
+    obstacle = grouped_mm_obstacle(x, down)
+    if backend == "auto" and x.device.type == "cuda" and obstacle is None:
+        return Choice("moe_mlp", "torch", GROUPED_MM_REASON)
+    refusals = {"triton": "the kernels sum in float32, and x is float64"} if x.dtype == torch.float64 else {}
+    return choose("moe_mlp", backend, x.device, refusals=refusals, strict=strict)
+
+
+def _run(choice: Choice, x: Tensor, down: Tensor) -> Callable[..., Tensor]:
+    if choice.backend == "triton":
+        from archcompass.kernels.moe.triton_moe import moe_triton
+
+        return moe_triton
+    return moe_grouped if x.device.type == "cpu" or grouped_mm_obstacle(x, down) else moe_grouped_mm
 
 
 def _check(
