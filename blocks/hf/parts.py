@@ -55,7 +55,7 @@ def attention(
     rows = (block.query_width + gate, block.key_width, block.key_width)
     yield from joined(f"{ours}.qkv", (query, key, value), rows, block.qkv_bias)
     yield from linear(f"{ours}.output", output, block.output_bias)
-    if block.qk_norm != "none":
+    if block.qk_norm != "none" and block.qk_norm_weight:
         yield same(f"{ours}.query_norm.weight", f"{theirs}.{norms[0]}.weight")
         yield same(f"{ours}.key_norm.weight", f"{theirs}.{norms[1]}.weight")
     if block.sinks:
