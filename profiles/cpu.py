@@ -26,7 +26,7 @@ _BANDWIDTH_CEILING = 80e9
 def this_cpu() -> Hardware:
     """This machine's processor. Memory is what the machine (or its control group) has, less one gigabyte for the system."""
     info = _cpuinfo()
-    cores = usable_cores()
+    cores = threads()
     flags = set(info.get("flags", info.get("Features", "")).split())
     hertz = _clock_hertz(info)
     fp32 = cores * hertz * next((n for flag, n in _FP32_PER_CYCLE if flag in flags), 8)
@@ -43,7 +43,7 @@ def this_cpu() -> Hardware:
         flops={"fp32": fp32, "bf16": fp32 * widened, "fp16": fp32 * 0.5},
         is_cpu=True,
         architecture=platform.machine(),
-        source=f"estimated from {cores} cores at {hertz / 1e9:.2f} GHz and their instruction set",
+        source=f"estimated from {cores} threads at {hertz / 1e9:.2f} GHz and their instruction set",
         confidence="estimate; archcompass calibrate measures it",
     )
 
@@ -53,6 +53,12 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return max(1, len(os.sched_getaffinity(0)))
     return os.cpu_count() or 1
+
+
+def threads() -> int:
+    """Threads that torch will use: OMP_NUM_THREADS where it is set, else one a core."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, int(wanted)) if wanted.isdigit() else usable_cores()
 
 
 def memory_bytes() -> int:

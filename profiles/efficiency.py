@@ -102,7 +102,7 @@ class Efficiency:
     Attributes:
         name: which machine and software it speaks of.
         source: "calibrated" when measured, "roofline" when taken from the literature.
-        kinds: by op kind, or "kind:compute" for a kind in one dtype.
+        kinds: by op kind; "kind:compute" for a kind in one dtype; "block/op name:compute" for an op of one block.
         layer_seconds, step_seconds: constants per layer and per forward call.
         overlaps: whether starting kernels runs ahead of the kernels themselves (accelerators), or adds to them.
         peaks: measured FLOP/s by dtype and "bandwidth" that stand for the data sheet's, where there are any.
@@ -120,21 +120,22 @@ class Efficiency:
     spread: Mapping[str, tuple[float, float]] = field(default_factory=dict, hash=False)
     made: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
-    def of(self, op: Op) -> KindEfficiency:
-        """The curves that serve `op`; a kind that was never measured takes those of elementwise work."""
+    def of(self, op: Op, owner: str = "") -> KindEfficiency:
+        """The curves that serve `op`: of this op in this block, of its kind in its dtype, of its kind, of elementwise work."""
         kinds = self.kinds
-        found = kinds.get(f"{op.kind}:{op.compute}") or kinds.get(op.kind)
+        found = (
+            kinds.get(f"{owner}/{op.name}:{op.compute}") or kinds.get(f"{op.kind}:{op.compute}") or kinds.get(op.kind)
+        )
         return found if found is not None else kinds["pointwise"]
 
-    def seconds(self, op: Op, rate: float, bandwidth: float) -> float:
-        """Device time of one run of `op` on a machine of this peak rate and bandwidth, without its launch."""
-        curves = self.of(op)
-        x, y = coordinates(op)
-        steps = new_tokens(op)
-        computing = op.flops / (rate * curves.compute.at(x, y)) if op.flops else 0.0
-        moved = op.bytes
-        moving = moved / (bandwidth * curves.memory.at(moved, steps)) if moved else 0.0
-        return max(computing, moving)
+
+def seconds(op: Op, curves: KindEfficiency, rate: float, bandwidth: float) -> float:
+    """Device time of one run of `op` on a machine of this peak rate and bandwidth, without its launch."""
+    x, y = coordinates(op)
+    computing = op.flops / (rate * curves.compute.at(x, y)) if op.flops else 0.0
+    moved = op.bytes
+    moving = moved / (bandwidth * curves.memory.at(moved, new_tokens(op))) if moved else 0.0
+    return max(computing, moving)
 
 
 def coordinates(op: Op) -> tuple[float, float]:
@@ -240,7 +241,7 @@ def to_json(table: Efficiency) -> dict[str, Any]:
             name: {
                 "compute": _curve_to_json(kind.compute),
                 "memory": _curve_to_json(kind.memory),
-                "launch_seconds": kind.launch_seconds,
+                "launch_seconds": float(f"{kind.launch_seconds:.4g}"),
             }
             for name, kind in table.kinds.items()
         },
@@ -283,7 +284,7 @@ def from_json(data: Any, where: str = "efficiency table") -> Efficiency:
 
 def _curve_to_json(curve: Curve) -> dict[str, Any]:
     rounded = [[float(f"{value:.4g}") for value in row] for row in curve.values]
-    return {"x": list(curve.x), "y": list(curve.y), "values": rounded}
+    return {"x": [float(f"{x:.6g}") for x in curve.x], "y": list(curve.y), "values": rounded}
 
 
 def _curve_from_json(data: Mapping[str, Any]) -> Curve:

@@ -14,7 +14,7 @@ from typing import Literal
 
 from archcompass.blocks.base import Op, Step
 from archcompass.blocks.model.spec import ModelSpec
-from archcompass.profiles.efficiency import Efficiency
+from archcompass.profiles.efficiency import Efficiency, seconds
 from archcompass.profiles.hardware import Hardware
 from archcompass.profiles.ledger import Memory, memory
 from archcompass.profiles.request import Request
@@ -150,29 +150,46 @@ def predict(
 
 def call(spec: ModelSpec, step: Step, request: Request, hardware: Hardware, table: Efficiency) -> Call:
     """Time of one forward call."""
-    operations = spec.work(step)
+    operations = owned_work(spec, step)
     cards = hardware.count if request.parallel == "tensor" else 1
     if hardware.count > 1:
-        operations = [*operations, *_messages(spec, step, request, hardware)]
+        operations += [("", op) for op in _messages(spec, step, request, hardware)]
     return time_of(operations, table, hardware, spec.num_hidden_layers, cards)
 
 
-def time_of(operations: Sequence[Op], table: Efficiency, hardware: Hardware, layers: int, cards: int = 1) -> Call:
-    """Time of operations that run one after another, each spread over `cards`."""
+def sublayer_work(spec: ModelSpec, name: str, step: Step) -> list[tuple[str, Op]]:
+    """(owner, op) of one sublayer of the block called `name`; "head" is the output end with its norm."""
+    if name == "head":
+        norm = spec.norm.work(spec.hidden_size, step) if spec.norm is not None else []
+        return [("norm", op) for op in norm] + [("head", op) for op in spec.head.work(spec.hidden_size, step)]
+    return [(spec.blocks[name].kind, op) for op in spec.block_work(name, step)]
+
+
+def owned_work(spec: ModelSpec, step: Step) -> list[tuple[str, Op]]:
+    """(kind of the block it belongs to, op) of everything a machine runs in one call: `ModelSpec.work` with owners."""
+    owned = [("embedding", op) for op in spec.embedding.work(spec.hidden_size, step)]
+    for name, count in spec.counts.items():
+        owned += [(owner, op.times(count)) for owner, op in sublayer_work(spec, name, step)]
+    return owned + sublayer_work(spec, "head", step)
+
+
+def time_of(
+    operations: Sequence[tuple[str, Op]], table: Efficiency, hardware: Hardware, layers: int, cards: int = 1
+) -> Call:
+    """Time of (owner, op) that run one after another, each spread over `cards`."""
     parts, device, started, flops = [], 0.0, 0.0, 0.0
     bandwidth = table.peaks.get("bandwidth", hardware.bandwidth_bytes_per_second) * cards
-    for op in operations:
+    for owner, op in operations:
+        curves = table.of(op, owner)
+        rate = (table.peaks.get(op.compute) or hardware.rate(op.compute)) * cards
         if op.kind == "collective":
-            seconds = op.bytes / hardware.link_bytes_per_second / table.of(op).memory.at(op.bytes) + _MESSAGE_SECONDS
-            rate = 1.0
+            spent = op.bytes / hardware.link_bytes_per_second / curves.memory.at(op.bytes) + _MESSAGE_SECONDS
         else:
-            rate = table.peaks.get(op.compute) or hardware.rate(op.compute)
-            rate *= cards
-            seconds = table.seconds(op, rate, bandwidth)
+            spent = seconds(op, curves, rate, bandwidth)
         bound = "compute" if op.flops * bandwidth > op.bytes * rate else "memory"
-        launch = table.of(op).launch_seconds
-        started += launch * op.count
-        spent = seconds if table.overlaps else seconds + launch
+        started += curves.launch_seconds * op.count
+        if not table.overlaps:
+            spent += curves.launch_seconds
         device += spent * op.count
         flops += op.flops * op.count
         parts.append(Part(name=op.name, kind=op.kind, count=op.count, ms=spent * op.count * 1e3, bound=bound))
@@ -221,7 +238,7 @@ def _with_update(step: Call, spec: ModelSpec, request: Request, hardware: Hardwa
     moments = {"adamw": 8, "adamw-8bit": 2, "sgd": 4}[request.optimizer] + 4 * request.master_weights
     moved = float(total * (3 * element + 2 * moments))
     update = Op("pointwise", "optimizer", 0.0, activation_bytes=moved, shape=(total,))
-    extra = time_of([update], table, hardware, 0, hardware.count)
+    extra = time_of([("optimizer", update)], table, hardware, 0, hardware.count)
     recomputed = {"none": 0.0, "selective": 0.1, "full": 1 / 3}[request.recompute] * step.ms
     again = Part(name="recomputed activations", kind="constant", count=1, ms=recomputed, bound="compute")
     parts = (*step.parts, extra.parts[0], *([again] if recomputed else []))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import tempfile
 from functools import lru_cache
 from pathlib import Path
 
-from archcompass.profiles.efficiency import ACCELERATOR, PROCESSOR, Efficiency, from_json, shipped
+from archcompass.errors import FileFormatError
+from archcompass.profiles.efficiency import ACCELERATOR, PROCESSOR, Efficiency, from_json, shipped, to_json
 from archcompass.profiles.hardware import Hardware
 from archcompass.profiles.request import Engine
 
@@ -20,13 +22,13 @@ def cache_directory() -> Path:
 
 
 def file_name(hardware: Hardware, engine: Engine = "native") -> str:
-    """Name of a machine's table, without extension: cards by id, processors by model and cores."""
+    """Name of a machine's table, without extension: cards by id, processors by model and threads."""
     if not hardware.is_cpu:
         return f"{hardware.id}-{engine}"
-    from archcompass.profiles.cpu import usable_cores
+    from archcompass.profiles.cpu import threads
 
     model = re.sub(r"[^a-z0-9]+", "-", hardware.name.lower()).strip("-")
-    return f"cpu-{model}-{usable_cores()}-{engine}"
+    return f"cpu-{model}-{threads()}-{engine}"
 
 
 def efficiency_of(hardware: Hardware, engine: Engine = "native") -> Efficiency:
@@ -40,6 +42,18 @@ def efficiency_of(hardware: Hardware, engine: Engine = "native") -> Efficiency:
     return _load(file_name(hardware, engine), hardware.is_cpu, str(cache_directory()))
 
 
+def save(table: Efficiency, hardware: Hardware, engine: Engine = "native") -> Path:
+    """Keeps `table` as this user's calibration of `hardware`; written whole or not at all."""
+    directory = cache_directory()
+    directory.mkdir(parents=True, exist_ok=True)
+    target = directory / f"{file_name(hardware, engine)}.json"
+    with tempfile.NamedTemporaryFile("w", dir=directory, suffix=".part", delete=False, encoding="utf-8") as part:
+        json.dump(to_json(table), part)
+    os.replace(part.name, target)
+    forget()
+    return target
+
+
 def forget() -> None:
     """Reads tables anew, after a calibration."""
     _load.cache_clear()
@@ -50,5 +64,9 @@ def forget() -> None:
 def _load(name: str, is_cpu: bool, directory: str) -> Efficiency:
     own = Path(directory) / f"{name}.json"
     if own.is_file():
-        return from_json(json.loads(own.read_text(encoding="utf-8")), where=own.name)
+        try:
+            data = json.loads(own.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise FileFormatError(f"{own.name} is no JSON ({error}); calibrate again, or delete it") from error
+        return from_json(data, where=own.name)
     return shipped(name) or (PROCESSOR if is_cpu else ACCELERATOR)

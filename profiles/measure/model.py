@@ -14,7 +14,7 @@ from archcompass.blocks.model.spec import ModelSpec
 from archcompass.errors import MeasurementError
 from archcompass.profiles.hardware import Hardware
 from archcompass.profiles.measure import build
-from archcompass.profiles.measure.clock import Times, once, repeat, synchronise
+from archcompass.profiles.measure.clock import Times, once, processor_clock, repeat, synchronise
 from archcompass.profiles.measure.peak import process_peak_bytes, reset_process_peak, tensor_peak_bytes
 from archcompass.profiles.predict import Source, predict
 from archcompass.profiles.request import Request
@@ -192,12 +192,13 @@ def decode(model: LanguageModel, out: Output, request: Request, device: torch.de
         return None
     token = torch.zeros(request.batch, 1, dtype=torch.long, device=device)
     state, runs = out.state, []
+    now = processor_clock() if device.type == "cpu" else time.perf_counter
     for index in range(request.generate + 2):
         synchronise(device)
-        start = time.perf_counter()
+        start = now()
         state = model(token, state, logits_to_keep=1).state
         synchronise(device)
-        runs.append((time.perf_counter() - start) * 1e3)
+        runs.append((now() - start) * 1e3)
         if index > 4 and time.perf_counter() > deadline:
             break
     return Times(tuple(runs[2:]))
@@ -251,6 +252,7 @@ def ran(device: torch.device, request: Request, prefill: Times | None, decode: T
         "device": name,
         "dtype": request.activations,
         "threads": torch.get_num_threads(),
+        "clock": "process CPU time" if device.type == "cpu" and torch.get_num_threads() == 1 else "wall",
         "torch": torch.__version__,
         "prompt": request.prompt,
         "generate": len(decode.runs) if decode else 0,

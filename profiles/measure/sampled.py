@@ -15,9 +15,9 @@ from archcompass.profiles.efficiency import Efficiency
 from archcompass.profiles.hardware import Hardware
 from archcompass.profiles.measure import build
 from archcompass.profiles.measure.clock import Times, once, repeat, synchronise
-from archcompass.profiles.measure.model import Measured, Progress, shortened, ran
+from archcompass.profiles.measure.model import Measured, Progress, ran, shortened
 from archcompass.profiles.measure.peak import process_peak_bytes, reset_process_peak, tensor_peak_bytes
-from archcompass.profiles.predict import Source, predict, time_of
+from archcompass.profiles.predict import Source, predict, sublayer_work, time_of
 from archcompass.profiles.request import Request
 from archcompass.profiles.tables import efficiency_of
 
@@ -86,7 +86,7 @@ def shorten_parts(spec: ModelSpec, request: Request, hardware: Hardware, table: 
     prompt = request.prompt
     while prompt > 64:
         step = replace(request, prompt=prompt).step(min(prompt, replace(request, prompt=prompt).chunk))
-        each = sum(time_of(spec.block_work(name, step), table, hardware, 1).ms for name in spec.counts)
+        each = sum(time_of(sublayer_work(spec, name, step), table, hardware, 1).ms for name in spec.counts)
         building = sum(spec.blocks[name].parameters(spec.hidden_size).total for name in spec.counts) * 1e-9
         if building + 3e-3 * each < 0.7 * seconds and prompt <= replace(request, prompt=prompt).chunk:
             break
@@ -102,7 +102,7 @@ def pace(spec: ModelSpec, request: Request, hardware: Hardware, table: Efficienc
         prefill, _, _, _ = _block(spec, name, short, device)
         synchronise(device)
         seen = min(once(prefill, device) for _ in range(2))
-    return max(1.0, seen / time_of(spec.block_work(name, short.step(short.prompt)), table, hardware, 1).ms)
+    return max(1.0, seen / time_of(sublayer_work(spec, name, short.step(short.prompt)), table, hardware, 1).ms)
 
 
 def _parts(spec: ModelSpec) -> list[tuple[str, int]]:
@@ -138,7 +138,7 @@ def _foreseen(
     spec: ModelSpec, name: str, count: int, request: Request, hardware: Hardware, table: Efficiency
 ) -> _Sample:
     steps = [request.step(request.prompt), request.decode_step()]
-    works = [spec.head.work(spec.hidden_size, s) if name == "head" else spec.block_work(name, s) for s in steps]
+    works = [sublayer_work(spec, name, step) for step in steps]
     prefill, decode = (time_of(work, table, hardware, 1).ms for work in works)
     source: Source = "calibrated" if table.source == "calibrated" else "roofline"
     return _Sample(name, count, prefill, decode, (prefill,), 0, 0, source)
