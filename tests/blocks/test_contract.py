@@ -251,15 +251,25 @@ def test_gradients_reach_every_parameter_and_are_right(spec: Block) -> None:
     named = {name: p.detach().clone().requires_grad_() for name, p in module.named_parameters()}
     x = x.requires_grad_() if x.is_floating_point() else x
 
-    def outputs(x: Tensor, *values: Tensor) -> Tensor:
-        context = Context(keep_state=False, embeddings=0.5 * x.flip(-1))
+    def outputs(context: Context, x: Tensor, *values: Tensor) -> Tensor:
         return functional_call(module, dict(zip(named, values, strict=True)), (x, None, context))[0]
 
-    y = outputs(x, *named.values())
-    gradients = torch.autograd.grad(y.square().sum(), list(named.values()), allow_unused=True)
+    def fresh() -> Context:
+        return Context(keep_state=False, embeddings=0.5 * x.detach().flip(-1))
+
+    context = fresh()
+    try:
+        module.train()
+        loss = outputs(context, x, *named.values()).square().sum() + sum(
+            sum(parts) for parts in context.losses.values()
+        )
+    finally:
+        module.eval()
+    gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
     untouched = [name for name, g in zip(named, gradients, strict=True) if g is None or not g.any()]
     assert not untouched
-    assert torch.autograd.gradcheck(outputs, (x, *named.values()), fast_mode=True)
+    tensors = (x, *named.values())
+    assert torch.autograd.gradcheck(lambda x, *values: outputs(fresh(x), x, *values), tensors, fast_mode=True)
 
 
 @pytest.mark.parametrize("spec", CASES)

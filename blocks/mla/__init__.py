@@ -1,0 +1,1 @@
+"""Multi-head latent attention, with DeepSeek's lightning indexer as an option."""
