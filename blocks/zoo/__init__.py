@@ -84,6 +84,20 @@ def entry(name: str) -> Entry:
     )
 
 
+@cache
+def figures(name: str) -> Published:
+    """What the authors of the model called `name` say of its size, without building it.
+
+    Raises:
+        UnknownNameError: no model is called so; lists the nearest.
+    """
+    key = name.strip().lower()
+    if key not in names():
+        raise UnknownNameError("model", name, names())
+    facts = _read(key)["published"]
+    return Published(total=facts["total"], active=facts["active"])
+
+
 def published(name: str) -> ModelSpec:
     """The model called `name`.
 

@@ -1,0 +1,125 @@
+"""Which family comes first: rules propose, vetoes and feasibility dispose. Cheap enough to be asked a hundred times.
+
+Families that hold their smallest useful model and are not vetoed come before those that do not; within each group the rules'
+strengths decide, ties keep the order of the rules.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from archcompass.advisor.reading import Reading
+from archcompass.advisor.rules import Finding, findings
+from archcompass.advisor.sizing.ask import Ask
+from archcompass.advisor.sizing.search import fits_at_all, useful
+from archcompass.advisor.sizing.shapes import FAMILIES, Family, Style, build_spec
+from archcompass.advisor.sizing.styles import styles
+from archcompass.advisor.units import say_bytes
+from archcompass.advisor.workload import Workload
+from archcompass.blocks.model.spec import ModelSpec, block_names
+
+NO_RECURRENT_KERNELS = frozenset({"Google", "AWS", "Huawei"})
+"""Vendors for whose accelerators neither Triton nor the engines in use bring kernels of recurrences."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Veto:
+    """Why a family is not to be trusted with this workload, however well it fits."""
+
+    family: Family
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A workload, judged.
+
+    Attributes:
+        ask: what a size must satisfy; holds the reading.
+    """
+
+    ask: Ask
+
+    @classmethod
+    def of(cls, workload: Workload) -> Decision:
+        """The decision for a workload on the machine it names.
+
+        Raises:
+            InputError: the machine is not known, or cannot be.
+        """
+        return cls(Ask(Reading.of(workload)))
+
+    @property
+    def reading(self) -> Reading:
+        """What the rules read."""
+        return self.ask.reading
+
+    @cached_property
+    def findings(self) -> tuple[Finding, ...]:
+        """What the four rules say, strongest first."""
+        return findings(self.reading)
+
+    @cached_property
+    def strength(self) -> dict[Family, float]:
+        """Strength of each family's rule."""
+        return {finding.family: finding.strength for finding in self.findings}
+
+    @cached_property
+    def styles(self) -> dict[Family, Style]:
+        """What the workload decides of each family's shape."""
+        return styles(self.reading)
+
+    @cached_property
+    def vetoes(self) -> tuple[Veto, ...]:
+        """Families that must not come first, and why."""
+        return tuple(veto for family in FAMILIES for veto in self._vetoes_of(family))
+
+    @cached_property
+    def fits(self) -> dict[Family, bool]:
+        """Whether each family's smallest useful model fits."""
+        return {family: fits_at_all(self.styles[family], self.ask) for family in FAMILIES}
+
+    @cached_property
+    def order(self) -> tuple[Family, ...]:
+        """All four families, best first."""
+        vetoed = {veto.family for veto in self.vetoes}
+
+        def key(family: Family) -> tuple[bool, bool, float, int]:
+            return (not self.fits[family], family in vetoed, -self.strength[family], FAMILIES.index(family))
+
+        return tuple(sorted(FAMILIES, key=key))
+
+    @property
+    def family(self) -> Family | None:
+        """The family that comes first; None when none fits."""
+        first = self.order[0]
+        return first if self.fits[first] else None
+
+    def least_spec(self, family: Family) -> ModelSpec:
+        """The smallest useful model of a family: what its traits are read from."""
+        style = self.styles[family]
+        return build_spec(style, useful(style, self.ask)[0])
+
+    def _vetoes_of(self, family: Family) -> list[Veto]:
+        work, found = self.reading.workload, []
+        traits = self.least_spec(family).traits()
+        mixers = [traits[name] for name in block_names(self.least_spec(family), "mixer")]
+        if self.reading.recall >= 0.8 and not any(mixer.exact_recall for mixer in mixers):
+            reason = f"recall is {work.recall}, and nothing in it can look an earlier token up exactly"
+            found.append(Veto(family=family, name="exact recall", reason=reason))
+        recurrent = any(mixer.bounded_state and mixer.window is None for mixer in mixers)
+        if recurrent and work.ecosystem == "mature" and self.reading.hardware.vendor in NO_RECURRENT_KERNELS:
+            reason = f"no mature engine has kernels for its recurrence on {self.reading.hardware.name}"
+            found.append(Veto(family=family, name="no kernel", reason=reason))
+        if not self.fits[family]:
+            room = say_bytes(self.reading.hardware.memory_bytes)
+            each = " on each card" if self.reading.hardware.count > 1 else ""
+            found.append(Veto(family=family, name="memory", reason=f"its smallest useful model does not fit {room}{each}"))
+        return found
+
+
+def family_of(workload: Workload) -> Family | None:
+    """The family that comes first for a workload; None when none fits."""
+    return Decision.of(workload).family

@@ -1,0 +1,111 @@
+"""Open models that exist already: which of them fit this workload on this card. Most users should download, not train."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+from archcompass.advisor.sizing.ask import Ask
+from archcompass.advisor.sizing.search import Sized
+from archcompass.advisor.units import say_bytes, say_count
+from archcompass.blocks import zoo
+from archcompass.blocks.base import Traits
+from archcompass.blocks.model.spec import ModelSpec, block_names
+from archcompass.profiles.ledger import memory
+from archcompass.profiles.predict import predict
+
+NEAR = 5
+"""How many are named."""
+
+
+class Existing(BaseModel):
+    """A published model under this load on this machine.
+
+    Attributes:
+        name, family, parameters: which it is.
+        precision: the best allowed that fits, or the smallest when none does.
+        fits: whether it does, the margin left free.
+        memory_bytes: over all cards.
+        per_user: tokens per second for each user; None when it does not fit.
+        licence, source: of weights and figures.
+        why: how it compares with the recommendation.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    family: str
+    precision: str
+    fits: bool
+    parameters: dict[str, int]
+    memory_bytes: float
+    ttft_ms: float | None
+    per_user: float | None
+    licence: str | None
+    source: str
+    why: str
+
+
+def existing(ask: Ask, pick: Sized) -> list[Existing]:
+    """Published language models nearest in size to the pick, those of its family first; none for signals or training."""
+    if ask.kind == "signal" or ask.reading.workload.mode == "training":
+        return []
+    target = pick.spec.parameters()
+    ranked = sorted(zoo.names(), key=lambda name: (_far(name, target.total), name))
+    found = [_under(ask, name, pick) for name in ranked[:NEAR]]
+    return sorted(found, key=lambda one: (not one.fits, one.family != pick.style.family))
+
+
+def family_of_spec(spec: ModelSpec) -> str:
+    """The corner a model stands in, by what its mixers can do."""
+    traits = spec.traits()
+    mixers: list[Traits] = [traits[name] for name in block_names(spec, "mixer")]
+    recurs = any(mixer.bounded_state and mixer.window is None for mixer in mixers)
+    attends = any(mixer.exact_recall or mixer.window for mixer in mixers)
+    if recurs:
+        return "hybrid" if attends else "ssm"
+    return "moe" if any(trait.sparse_activation for trait in traits.values()) else "transformer"
+
+
+def _far(name: str, total: int) -> float:
+    """Octaves between a published size and the pick's; larger ones count double, since they seldom fit."""
+    ratio = zoo.figures(name).total / total
+    return ratio * 2 if ratio > 1 else 1 / ratio
+
+
+def _under(ask: Ask, name: str, pick: Sized) -> Existing:
+    entry = zoo.entry(name)
+    spec = entry.spec
+    chosen, held = ask.precisions[0], memory(spec, ask.request(ask.precisions[0]), ask.hardware)
+    for precision in ask.precisions[1:]:
+        better = memory(spec, ask.request(precision), ask.hardware)
+        if better.per_card_bytes <= ask.capacity_bytes:
+            chosen, held = precision, better
+    fits = held.per_card_bytes <= ask.capacity_bytes
+    load = predict(spec, ask.request(chosen), ask.hardware) if fits else None
+    step = load.decode_ms_per_token if load else None
+    first = predict(spec, ask.first_token_request(chosen), ask.hardware) if fits else None
+    parameters = spec.parameters()
+    return Existing(
+        name=name,
+        family=family_of_spec(spec),
+        precision=chosen,
+        fits=fits,
+        parameters={"total": parameters.total, "active": parameters.active},
+        memory_bytes=held.total_bytes,
+        ttft_ms=first.prefill_ms if first else None,
+        per_user=1e3 / step if step else None,
+        licence=entry.licence,
+        source=entry.source,
+        why=_why(ask, spec, held.per_card_bytes, fits, pick),
+    )
+
+
+def _why(ask: Ask, spec: ModelSpec, needs: float, fits: bool, pick: Sized) -> str:
+    if not fits:
+        return f"needs {say_bytes(needs)} of {say_bytes(ask.hardware.memory_bytes)}"
+    length = spec.max_position_embeddings
+    if length is not None and length < ask.prompt:
+        return f"was made for {length:,} tokens"
+    kin = "the recommended family" if family_of_spec(spec) == pick.style.family else "another family"
+    return f"{kin}, {say_count(spec.parameters().total)} against {say_count(pick.spec.parameters().total)}"
+

@@ -1,0 +1,192 @@
+"""The answer: which family, how sure, why, sized how, and what would change it. Plain data; it never imports torch."""
+
+from __future__ import annotations
+
+from math import exp
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from archcompass.advisor.candidates import Candidate, candidate
+from archcompass.advisor.decide import Decision, Veto
+from archcompass.advisor.derived import HONEST_TOKENS, Quantity, derived
+from archcompass.advisor.notes import contradictions, notes
+from archcompass.advisor.published import Existing, existing
+from archcompass.advisor.rules import Finding
+from archcompass.advisor.sensitivity import Flip, flips
+from archcompass.advisor.sizing.ask import MARGIN
+from archcompass.advisor.sizing.search import Sized, size
+from archcompass.advisor.sizing.shapes import FAMILIES, Family
+from archcompass.advisor.units import say_bytes, say_count, say_tokens
+from archcompass.advisor.workload import Workload
+
+
+class Recommendation(BaseModel):
+    """What `recommend` answers; `model_dump(mode="json")` is what `recommend --json` prints.
+
+    Attributes:
+        workload: every key, given or taken.
+        family: the one that comes first; the strongest rule's when nothing fits, and then `refusal` says so.
+        confidence: 0 to 1.
+        rules, candidates, flips, published: DESIGN's keys.
+        derived: quantities worked out first.
+        vetoes: what speaks against a family however well it fits.
+        defaults: keys that were not given, with value and reason.
+        notes, contradictions: sentences for the reader.
+        hardware: the machine in a few figures.
+        doubts: what lowered the confidence.
+        refusal: one line when nothing fits, else None; `needs_bytes` and `nearest` say what would.
+    """
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    workload: Workload
+    family: Family
+    confidence: float
+    rules: list[Finding]
+    candidates: list[Candidate]
+    flips: list[Flip]
+    published: list[Existing]
+    derived: list[Quantity]
+    vetoes: list[Veto]
+    defaults: dict[str, dict[str, Any]]
+    notes: list[str]
+    contradictions: list[str]
+    hardware: dict[str, Any]
+    doubts: list[str]
+    refusal: str | None = None
+    needs_bytes: float | None = None
+    nearest: list[str] = []
+
+    @property
+    def pick(self) -> Candidate:
+        """The candidate that comes first."""
+        return self.candidates[0]
+
+
+def recommend(workload: Workload, *, quick: bool = False) -> Recommendation:
+    """Rules, sizes and predictions for all four families.
+
+    Args:
+        workload: what is wanted.
+        quick: leaves out `flips` and `published`.
+
+    Raises:
+        InputError: the card is not known, or cannot be.
+    """
+    decision = Decision.of(workload)
+    sizes = {family: size(decision.styles[family], decision.ask) for family in FAMILIES}
+    family = decision.family
+    said = contradictions(decision.ask, family, sizes)
+    sure, doubts = confidence(decision, said)
+    refused, needs, nearest = (None, None, []) if family else refusal(decision, sizes)
+    return Recommendation(
+        workload=workload,
+        family=family or decision.findings[0].family,
+        confidence=sure,
+        rules=list(decision.findings),
+        candidates=[candidate(decision, each, rank, sizes[each]) for rank, each in enumerate(decision.order, start=1)],
+        flips=[] if quick or family is None else flips(decision),
+        published=[] if quick else existing(decision.ask, sizes[decision.order[0]]),
+        derived=list(derived(decision.ask, sizes)),
+        vetoes=list(decision.vetoes),
+        defaults={key: {"value": d.value, "reason": d.reason} for key, d in workload.defaulted.items()},
+        notes=notes(decision.ask, family, sizes),
+        contradictions=said,
+        hardware=machine(decision),
+        doubts=doubts,
+        refusal=refused,
+        needs_bytes=needs,
+        nearest=nearest,
+    )
+
+
+def machine(decision: Decision) -> dict[str, Any]:
+    """The machine in the figures that decide."""
+    card = decision.reading.hardware
+    return {
+        "id": card.id,
+        "name": card.label,
+        "count": card.count,
+        "memory_bytes": card.memory_bytes,
+        "total_memory_bytes": card.total_memory_bytes,
+        "bandwidth_bytes_per_second": card.bandwidth_bytes_per_second,
+        "source": card.source,
+    }
+
+
+DECISIVE = ("context", "recall", "breadth", "concurrency")
+"""Keys whose default, when nobody gave them, makes the answer less sure."""
+
+
+def confidence(decision: Decision, contradicted: list[str]) -> tuple[float, list[str]]:
+    """How sure the answer is, and what lowered it.
+
+    0.4 when two families tie, up to 0.95 when one is far ahead; less where the evidence does not reach.
+    """
+    reading, doubts = decision.reading, []
+    first, *others = [family for family in decision.order if decision.fits[family]] or [decision.order[0]]
+    lead = decision.strength[first] - max((decision.strength[family] for family in others), default=0.0)
+    sure = 0.4 + 0.55 * (1.0 - exp(-max(lead, 0.0) / 0.2))
+    if lead < 0.1:
+        near = max(others, key=lambda family: decision.strength[family], default=first)
+        doubts.append(f"a near tie: {near} is as good an answer")
+    for factor, holds, doubt in (
+        (0.8, first == "ssm" and reading.signal <= 0.5, "no pure state space language model above 8B was published"),
+        (0.85, reading.signal <= 0.5 and reading.context > HONEST_TOKENS, "nobody measured text at such lengths"),
+        (0.8, decision.strength[first] < 0.3, "no rule speaks strongly for any family here"),
+        (0.9, reading.card.kind == "described", "the machine is described, not measured"),
+        (0.7, first != decision.findings[0].family, f"the strongest rule speaks for {decision.findings[0].family}, which is out"),
+    ):
+        if holds:
+            sure *= factor
+            doubts.append(doubt)
+    assumed = [key for key in DECISIVE if key in reading.workload.defaulted]
+    if assumed:
+        doubts.append(f"not given: {', '.join(assumed)}")
+    sure -= 0.03 * len(assumed) + 0.04 * len(contradicted)
+    return round(min(0.95, max(0.05, sure)), 2), doubts
+
+
+def refusal(decision: Decision, sizes: dict[Family, Sized]) -> tuple[str, float, list[str]]:
+    """(one line, bytes per card the smallest useful model needs, nearest workloads that would fit)."""
+    least = min(sizes.values(), key=lambda sized: sized.memory.per_card_bytes)
+    needs = least.memory.per_card_bytes / (1.0 - MARGIN)
+    work, has = decision.reading.workload, decision.reading.hardware.memory_bytes
+    nearest = [f"{_rounded_up(needs)} of memory"]
+    if (tokens := _tokens_that_fit(decision)) is not None:
+        nearest.append(f"{say_tokens(tokens)} tokens")
+    if (users := _users_that_fit(decision)) is not None:
+        nearest.append(f"{users:,} sequences at once")
+    said = (
+        f"No family fits: the smallest useful model ({say_count(least.spec.parameters().total)}) needs {say_bytes(needs)} at "
+        f"{least.precision} with {say_tokens(work.context)} tokens x {work.concurrency:,}; you gave {say_bytes(has)}. "
+        f"Nearest: {', or '.join(nearest)}."
+    )
+    return said, needs, nearest
+
+
+def _rounded_up(size: float) -> str:
+    """A memory size that surely suffices, in steps of what it is: 3.2 GB, 48 GB."""
+    unit = 1e8 if size < 1e10 else 1e9
+    return say_bytes(-(-size // unit) * unit)
+
+
+def _tokens_that_fit(decision: Decision) -> int | None:
+    """The longest context, to a power of two, at which some family fits."""
+    if not isinstance(decision.reading.workload.context, int):
+        return None
+    return _largest(decision, "context", decision.reading.workload.context)
+
+
+def _users_that_fit(decision: Decision) -> int | None:
+    return _largest(decision, "concurrency", decision.reading.workload.concurrency)
+
+
+def _largest(decision: Decision, key: str, value: int) -> int | None:
+    while value > 1:
+        value //= 2
+        if Decision.of(decision.reading.workload.replace(**{key: value})).family is not None:
+            return value
+    return None
+

@@ -1,0 +1,177 @@
+"""What would change the answer: the smallest change of each input, found by asking the same engine again.
+
+Numbers are bisected between the nearest value that keeps the family and the nearest that changes it, to within a few per cent;
+words are tried one step at a time, nearest first. Only the decision is asked, not the sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from math import log2, sqrt
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from archcompass.advisor.decide import Decision, family_of
+from archcompass.advisor.sizing.shapes import Family
+from archcompass.advisor.units import say_bytes, say_tokens
+from archcompass.advisor.workload import Workload, choices
+
+
+class Flip(BaseModel):
+    """A change of one input that changes the family.
+
+    Attributes:
+        change: in words.
+        family: what the answer becomes.
+        key, value: the input and a value at which the answer is that family.
+        distance: octaves for numbers, steps for words; small is near.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    change: str
+    family: Family
+    key: str
+    value: Any
+    distance: float
+
+
+WORDS = ("breadth", "knowledge", "recall", "reasoning", "accuracy", "prefix_reuse", "ecosystem", "mode")
+
+NUMBERS = {"context": (256, 2**24), "concurrency": (1, 4096), "vram": (10**9, 10**12)}
+"""How far each number is moved."""
+
+FACTOR = 4.0
+"""The coarse step of a number, before it is bisected."""
+
+PRECISE = 1.04
+"""Bisection ends when both sides are this close."""
+
+
+def flips(decision: Decision, limit: int = 8) -> list[Flip]:
+    """The smallest changes that change the family, nearest first."""
+    work, family = decision.reading.workload, decision.family
+    if family is None:
+        return []
+    found = [*_numbers(decision, family), *_words(work, family), *_stream(work, family)]
+    return sorted(found, key=lambda flip: flip.distance)[:limit]
+
+
+def _words(work: Workload, family: Family) -> Iterator[Flip]:
+    for key in WORDS:
+        words = choices(key)
+        at = words.index(getattr(work, key))
+        steps = sorted((abs(index - at), index) for index in range(len(words)) if index != at)
+        seen: set[bool] = set()
+        for distance, index in steps:
+            upward = index > at
+            if upward in seen:
+                continue
+            other = family_of(work.replace(**{key: words[index]}))
+            if other is not None and other != family:
+                seen.add(upward)
+                yield Flip(change=_said(key, words[index]), family=other, key=key, value=words[index], distance=float(distance))
+
+
+def _said(key: str, word: str) -> str:
+    return {
+        "mode": f"if it is {word} that you want" if word != "inference" else "if it only runs",
+        "prefix_reuse": f"with {word} reuse of prompts",
+        "ecosystem": "if only mature tools are accepted" if word == "mature" else "if young tools are accepted",
+        "knowledge": {"weights": "if it must know by heart", "documents": "if documents supply the facts"}.get(
+            word, "if knowledge comes from both"
+        ),
+    }.get(key, f"with {key} {word}")
+
+
+def _stream(work: Workload, family: Family) -> Iterator[Flip]:
+    if work.stream or work.unbounded:
+        return
+    other = family_of(work.replace(context="unbounded", stream=True))
+    if other is not None and other != family:
+        yield Flip(change="if the input never ends", family=other, key="context", value="unbounded", distance=4.0)
+
+
+def _numbers(decision: Decision, family: Family) -> Iterator[Flip]:
+    work = decision.reading.workload
+    for key, (low, high) in NUMBERS.items():
+        now = decision.reading.hardware.memory_bytes if key == "vram" else getattr(work, key)
+        if not isinstance(now, int):
+            continue
+        for end in (low, high):
+            flip = _nearest(work, family, key, now, end)
+            if flip is not None:
+                yield flip
+
+
+def _nearest(work: Workload, family: Family, key: str, now: int, end: int) -> Flip | None:
+    """Steps away from `now` towards `end` until the family changes, then bisects to the edge."""
+    if (end - now) == 0:
+        return None
+    upward = end > now
+    inside, outside, other = float(now), float(now), None
+    while inside != end:
+        outside = min(inside * FACTOR, end) if upward else max(inside / FACTOR, end)
+        other = family_of(work.replace(**{key: round(outside)}))
+        if other is not None and other != family:
+            break
+        inside = outside
+    if other is None or other == family:
+        return None
+    edge, other = _bisect(lambda value: family_of(work.replace(**{key: value})), family, inside, outside, other)
+    value = _readable(key, edge, upward, family, work)
+    return Flip(
+        change=_number_said(key, value, upward),
+        family=family_of(work.replace(**{key: value})) or other,
+        key=key,
+        value=value,
+        distance=abs(_octaves(value / now)),
+    )
+
+
+def _bisect(
+    ask: Callable[[int], Family | None], family: Family, inside: float, outside: float, other: Family
+) -> tuple[int, Family]:
+    while max(inside, outside) / min(inside, outside) > PRECISE and abs(outside - inside) > 1:
+        middle = sqrt(inside * outside)
+        answer = ask(round(middle))
+        if answer is None or answer == family:
+            inside = middle
+        else:
+            outside, other = middle, answer
+    return round(outside), other
+
+
+def _readable(key: str, edge: int, upward: bool, family: Family, work: Workload) -> int:
+    """A round value just past the edge that still changes the answer, or the edge itself."""
+    unit = {"context": 1024 if edge >= 8192 else 64, "concurrency": 1, "vram": 10**9 if edge >= 10**10 else 10**8}[key]
+    rounded = -(-edge // unit) * unit if upward else max(1, edge // unit) * unit
+    other = family_of(work.replace(**{key: rounded}))
+    return rounded if other is not None and other != family else edge
+
+
+def _number_said(key: str, value: int, upward: bool) -> str:
+    way = "above" if upward else "below"
+    if key == "context":
+        return f"{way} {say_tokens(value)} tokens"
+    if key == "vram":
+        return f"with {say_bytes(value)}" if upward else f"below {say_bytes(value)}"
+    return f"with {value:,} sequences at once" if upward else f"with only {value:,} at once"
+
+
+def _octaves(ratio: float) -> float:
+    return log2(ratio) if ratio > 0 else 0.0
+
+
+def decision_map(work: Workload, across: str, down: str, *, columns: Sequence[Any], rows: Sequence[Any]) -> dict[str, Any]:
+    """Which family comes first over two inputs: `cells[row][column]`, None where nothing fits, and where the user stands."""
+    cells = [[family_of(work.replace(**{across: column, down: row})) for column in columns] for row in rows]
+    return {
+        "across": across,
+        "down": down,
+        "columns": list(columns),
+        "rows": list(rows),
+        "cells": cells,
+        "here": {across: getattr(work, across), down: getattr(work, down)},
+    }

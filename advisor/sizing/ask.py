@@ -1,0 +1,179 @@
+"""What a size must satisfy: requests for the ledger and the predictor, precisions allowed, times to meet, a cap on need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from archcompass.advisor.reading import Reading
+from archcompass.profiles.hardware import Hardware
+from archcompass.profiles.request import Request
+
+MARGIN = 0.05
+"""Share of a card's memory that stays free: what serving engines leave is 0.05 to 0.10 (vLLM's default is 0.10)."""
+
+READING_WINDOW = {"language": 2**17, "signal": 2**14}
+"""Tokens at which a sequence without end is sized: what a reader of language holds, and what a signal needs."""
+
+TRAINING_SEGMENT = 2**12
+"""Longest sequence of a training step that is assumed when the context is longer or has no end."""
+
+FOUR = "int4"
+
+LEAST_PARAMETERS = {"language": 1e8, "signal": 1e4}
+"""Smallest model that is of use: language below 0.1B is no language (SmolLM 135M, Qwen 3 0.6B are the smallest in use)."""
+
+NEED = {
+    "extract": 1.2e9, "classify": 0.6e9, "embed": 0.6e9, "detect": 1e8, "forecast": 2e8, "control": 5e7,
+    "transcribe": 2e9, "complete": 8e9,
+}  # fmt: skip
+"""Parameters beyond which published results hardly grow for a task: fine-tuned extractors and classifiers of 0.3-1B, embedders of
+0.3-0.6B, log detectors of 5M, TiRex 35M and TimesFM 200M, Whisper 1.5B. Reasoning widens it."""
+
+NEED_OF_REASONING = {"low": 1.0, "medium": 4.0, "high": 16.0, "extreme": 64.0}
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A reading, as the search for a size sees it."""
+
+    reading: Reading
+
+    @property
+    def hardware(self) -> Hardware:
+        """The cards, `vram` applied."""
+        return self.reading.hardware
+
+    @property
+    def kind(self) -> str:
+        """Whether the model reads language or a signal."""
+        return "signal" if self.reading.signal > 0.5 else "language"
+
+    @cached_property
+    def serves(self) -> bool:
+        """Whether the size is decided by running the model. A stream or a time limit is met by running, even when trained."""
+        work = self.reading.workload
+        return work.mode == "inference" or (work.mode == "training" and (work.stream or work.ttft_ms is not None))
+
+    @cached_property
+    def prompt(self) -> int:
+        """Tokens of one sequence that are counted."""
+        work = self.reading.workload
+        whole = work.context if isinstance(work.context, int) else READING_WINDOW[self.kind]
+        return whole if self.serves else min(whole + work.output, TRAINING_SEGMENT if work.mode == "training" else whole)
+
+    @property
+    def cache_precision(self) -> str | None:
+        """fp8 caches where many sequences share a card that computes in fp8; else the activations'."""
+        many = self.reading.workload.concurrency >= 16 and self.reading.accuracy < 1.0
+        return "fp8" if many and "fp8" in self.hardware.flops else None
+
+    def request(self, precision: str) -> Request:
+        """The whole load."""
+        work = self.reading.workload
+        if not self.serves and work.mode == "training":
+            return Request(batch=work.concurrency, prompt=self.prompt, generate=0, mode="training", recompute="full")
+        return Request(
+            batch=work.concurrency,
+            prompt=self.prompt,
+            generate=work.output,
+            precision=precision,
+            kv_precision=self.cache_precision if self.serves else None,
+        )
+
+    def first_token_request(self, precision: str) -> Request:
+        """One prompt alone, which is what the first token of a request waits for."""
+        return Request(batch=1, prompt=self.prompt, generate=0, precision=precision, kv_precision=self.cache_precision)
+
+    @cached_property
+    def precisions(self) -> tuple[str, ...]:
+        """Formats the weights may take, smallest first. The size is found with the first, then the best that still fits is taken.
+
+        4 bits lose little on short English text (arXiv 2411.02355) and much on long input (arXiv 2505.20276): past 64k tokens with
+        high recall, without tolerance for errors, and for many users at once (W8A8 serves batches best) the floor is 8 bits.
+        Above 8 bits nothing is gained (fp8 is lossless) unless no error is allowed.
+        """
+        work, reading = self.reading.workload, self.reading
+        if work.precision != "auto":
+            return (work.precision,)
+        if not self.serves:
+            return (self._sixteen,) if work.mode == "training" or reading.accuracy == 1.0 else (FOUR,)
+        if self.kind == "signal":
+            return ("int8",)
+        careful = reading.accuracy == 1.0 or work.concurrency >= 16
+        careful = careful or (reading.alive >= 2**16 and reading.recall >= 0.8)
+        ladder = [] if careful else [self._four]
+        ladder.append(self._eight)
+        if reading.accuracy == 1.0:
+            ladder.append(self._sixteen)
+        return tuple(ladder)
+
+    @property
+    def last_resort(self) -> str | None:
+        """A smaller format that the evidence speaks against, for when nothing fits in the others; None where there is none."""
+        spare = self.reading.workload.precision == "auto" and self.serves and self._four not in self.precisions
+        return self._four if spare and self.kind == "language" else None
+
+    @property
+    def _sixteen(self) -> str:
+        return "bf16" if "bf16" in self.hardware.flops else "fp16"
+
+    @property
+    def _eight(self) -> str:
+        if self._runs_gguf:
+            return "q8_0"
+        return "fp8" if "fp8" in self.hardware.flops else "int8"
+
+    @property
+    def _four(self) -> str:
+        if self._runs_gguf:
+            return "q4_k_m"
+        return "nvfp4" if "fp4" in self.hardware.flops and self.hardware.vendor == "NVIDIA" else "int4"
+
+    @property
+    def _runs_gguf(self) -> bool:
+        """Processors and Apple's and small shared memories are served by llama.cpp's formats."""
+        return self.hardware.is_cpu or self.hardware.vendor == "Apple" or self.hardware.kind == "apu"
+
+    @property
+    def capacity_bytes(self) -> float:
+        """What may be held on one card."""
+        return self.hardware.memory_bytes * (1.0 - MARGIN)
+
+    @cached_property
+    def first_token_ms(self) -> float | None:
+        """Time the first token may take: what was asked, else what people bear, 2 s or a second per 4k tokens of prompt."""
+        work = self.reading.workload
+        if not self.serves or work.stream:
+            return None
+        if work.ttft_ms is not None:
+            return work.ttft_ms
+        return max(2000.0, self.prompt / 4096 * 1000.0) if work.tokens_per_second is not None else None
+
+    @cached_property
+    def step_ms(self) -> float | None:
+        """Time one token, or one event of a stream, may take."""
+        work = self.reading.workload
+        if not self.serves:
+            return None
+        if self.per_event:
+            return work.ttft_ms
+        return 1000.0 / work.tokens_per_second if work.tokens_per_second is not None else None
+
+    @property
+    def per_event(self) -> bool:
+        """Whether `ttft_ms` is the time for one event of a stream."""
+        return self.reading.workload.stream and self.reading.workload.ttft_ms is not None
+
+    def asked(self, key: str) -> bool:
+        """Whether a limit is the user's own, so that missing it must be told."""
+        return key in self.reading.workload.model_fields_set
+
+    @cached_property
+    def most_parameters(self) -> float:
+        """A size beyond which the task gains nothing; infinite for open-ended language."""
+        work = self.reading.workload
+        if work.task not in NEED:
+            return 7e9 if self.kind == "signal" else float("inf")
+        most = NEED[work.task] * NEED_OF_REASONING[work.reasoning]
+        return most / 20 if self.kind == "signal" and self.hardware.is_cpu else most

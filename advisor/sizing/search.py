@@ -1,0 +1,248 @@
+"""The search for a size: the highest rung of a ladder that fits the memory, meets the times and is not beyond need.
+
+Along a ladder memory and times only grow, so bisection finds it. The size is found in the smallest precision allowed, then the
+best precision that this size still fits is taken: a larger model in 4 bits beats a smaller one in 8 (arXiv 2411.02355), and more
+memory can only raise first the size and then the precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from math import isfinite
+
+from archcompass.advisor.sizing.adapters import adapter_memory, days_allowed, training_days
+from archcompass.advisor.sizing.ask import LEAST_PARAMETERS, Ask
+from archcompass.advisor.sizing.shapes import Shape, Style, build_spec, ladder
+from archcompass.blocks.model.spec import ModelSpec
+from archcompass.profiles.hardware import Hardware
+from archcompass.profiles.ledger import Memory, memory
+from archcompass.profiles.predict import Prediction, predict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Times:
+    """What the predictor says of a model that fits.
+
+    Attributes:
+        first_token: one prompt alone.
+        load: all sequences together.
+    """
+
+    first_token: Prediction | None
+    load: Prediction
+
+    @property
+    def first_token_ms(self) -> float | None:
+        """Time of one prompt."""
+        return self.first_token.prefill_ms if self.first_token else None
+
+    @property
+    def step_ms(self) -> float | None:
+        """Time of one token for every sequence."""
+        return self.load.decode_ms_per_token
+
+    def paced_ms(self, ask: Ask) -> float | None:
+        """Time of one token for every sequence while new prompts are read in between, as many as requests end.
+
+        In the steady state each sequence's prompt must be read once per `output` tokens; prefixes that come again are not.
+        """
+        prompts = self.load.prefill_ms
+        if self.step_ms is None or prompts is None or ask.reading.workload.stream:
+            return self.step_ms
+        return self.step_ms + prompts * (0.2 if ask.reading.reuse else 1.0) / ask.reading.workload.output
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sized:
+    """A family, sized.
+
+    Attributes:
+        style, shape, spec: what it is.
+        precision: how its weights are stored.
+        memory: its ledger.
+        fits: whether the memory holds it, the margin left free.
+        times: None when it does not fit.
+        misses: a time limit it does not meet, and by what factor.
+        bound: what stopped it from being larger: "memory", "time", "need" or "ladder".
+        last_resort: whether its precision is one the evidence speaks against here.
+    """
+
+    style: Style
+    shape: Shape
+    spec: ModelSpec
+    precision: str
+    memory: Memory
+    fits: bool
+    times: Times | None
+    misses: dict[str, float] = field(default_factory=dict)
+    bound: str = "memory"
+    last_resort: bool = False
+
+
+def size(style: Style, ask: Ask) -> Sized:
+    """The biggest model of a style that fits and meets the times; the smallest useful one when none does."""
+    rungs = useful(style, ask)
+    precision = ask.precisions[0]
+    if not fits(style, rungs[0], ask, precision):
+        return _smallest(style, rungs[0], ask)
+    most = ask.most_parameters
+    within_need = _last(rungs, lambda shape: _parameters(style, shape) <= most) if isfinite(most) else len(rungs) - 1
+    in_memory = _last(rungs[: within_need + 1], lambda shape: fits(style, shape, ask, precision))
+    decent = _last(rungs[: in_memory + 1], lambda shape: _active(style, shape) <= DECENT_PARAMETERS[ask.kind])
+    ease = easing(style, rungs[decent], ask, precision)
+    in_time = _last(rungs[: in_memory + 1], lambda shape: in_times(style, shape, ask, precision, ease))
+    bound = "time" if in_time < in_memory else "memory" if in_memory < within_need else "need"
+    if bound == "need" and within_need == len(rungs) - 1:
+        bound = "ladder"
+    return _finish(style, rungs[in_time], ask, _best_precision(style, rungs[in_time], ask, ease), bound)
+
+
+def fits_at_all(style: Style, ask: Ask) -> bool:
+    """Whether the smallest useful model of a style fits, in any precision that could be taken."""
+    least = useful(style, ask)[0]
+    return any(fits(style, least, ask, p) for p in (ask.precisions[0], ask.last_resort) if p is not None)
+
+
+@lru_cache(maxsize=256)
+def _useful(style: Style, least: float) -> tuple[Shape, ...]:
+    rungs = ladder(style)
+    first = next(i for i, shape in enumerate(rungs) if _parameters(style, shape) >= least)
+    return rungs[first:]
+
+
+def useful(style: Style, ask: Ask) -> tuple[Shape, ...]:
+    """Rungs from the smallest model that is of use."""
+    return _useful(style, LEAST_PARAMETERS[ask.kind])
+
+
+def fits(style: Style, shape: Shape, ask: Ask, precision: str) -> bool:
+    """Whether the fullest card holds its part and keeps the margin."""
+    return ledger(style, shape, ask, precision).per_card_bytes <= ask.capacity_bytes
+
+
+def ledger(style: Style, shape: Shape, ask: Ask, precision: str) -> Memory:
+    """Memory of a rung under the whole load."""
+    spec, request = build_spec(style, shape), ask.request(precision)
+    if ask.reading.workload.mode == "finetuning":
+        return adapter_memory(spec, request, ask.hardware)
+    return _ledger(spec_key(style, shape), request, ask.hardware)
+
+
+@dataclass(frozen=True)
+class spec_key:  # noqa: N801
+    """A rung, hashable and cheap."""
+
+    style: Style
+    shape: Shape
+
+
+@lru_cache(maxsize=4096)
+def _ledger(key: spec_key, request: object, hardware: Hardware) -> Memory:
+    return memory(build_spec(key.style, key.shape), request, hardware)  # type: ignore[arg-type]
+
+
+EASE = (1.0, 4.0, 16.0, 64.0)
+"""Steps by which limits that nobody asked for give way when even a decent model misses them."""
+
+DECENT_PARAMETERS = {"language": 1e9, "signal": 1e5}
+"""Active parameters below which a limit that nobody asked for is not worth shrinking the model any more."""
+
+
+def easing(style: Style, decent: Shape, ask: Ask, precision: str) -> float:
+    """How far limits that nobody asked for must give way for a decent model to meet them."""
+    if not ask.serves:
+        return 1.0
+    found = times(build_spec(style, decent), ask, precision)
+    return next((ease for ease in EASE if not misses(found, ask, ease)), EASE[-1])
+
+
+def in_times(style: Style, shape: Shape, ask: Ask, precision: str, ease: float = 1.0) -> bool:
+    """Whether a rung that fits meets the times; when it is trained, whether that ends in time."""
+    spec = build_spec(style, shape)
+    if not ask.serves:
+        return training_days(spec, ask) <= days_allowed(ask)
+    return not misses(times(spec, ask, precision), ask, ease)
+
+
+def times(spec: ModelSpec, ask: Ask, precision: str) -> Times:
+    """What the predictor says; only what a limit asks for is computed."""
+    first = predict(spec, ask.first_token_request(precision), ask.hardware) if ask.first_token_ms is not None else None
+    return Times(first_token=first, load=predict(spec, ask.request(precision), ask.hardware))
+
+
+def misses(found: Times, ask: Ask, ease: float = 1.0) -> dict[str, float]:
+    """Limits that are not met, and by what factor; those nobody asked for are `ease` times as wide."""
+    limits = {
+        "ttft_ms": (found.first_token_ms, _eased(ask.first_token_ms, ask.asked("ttft_ms"), ease)),
+        "step_ms": (found.paced_ms(ask), _eased(ask.step_ms, ask.asked("ttft_ms" if ask.per_event else "tokens_per_second"), ease)),
+    }
+    return {
+        name: took / limit
+        for name, (took, limit) in limits.items()
+        if took is not None and limit is not None and took > limit
+    }
+
+
+def _eased(limit: float | None, asked: bool, ease: float) -> float | None:
+    return limit if limit is None or asked else limit * ease
+
+
+def _parameters(style: Style, shape: Shape) -> int:
+    return build_spec(style, shape).parameters().total
+
+
+def _active(style: Style, shape: Shape) -> int:
+    return build_spec(style, shape).parameters().active
+
+
+def _last(rungs: tuple[Shape, ...], holds: Callable[[Shape], bool]) -> int:
+    """Index of the last rung for which `holds`, which once false stays false; 0 when it never holds."""
+    low, high = 0, len(rungs)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(rungs[middle]) else (low, middle)
+    return low
+
+
+def _best_precision(style: Style, shape: Shape, ask: Ask, ease: float) -> str:
+    for precision in reversed(ask.precisions[1:]):
+        if fits(style, shape, ask, precision) and in_times(style, shape, ask, precision, ease):
+            return precision
+    return ask.precisions[0]
+
+
+def _smallest(style: Style, shape: Shape, ask: Ask) -> Sized:
+    """The smallest useful model: in the last resort's precision when that fits, else as what does not fit."""
+    spare = ask.last_resort
+    if spare is not None and fits(style, shape, ask, spare):
+        return _finish(style, shape, ask, spare, "memory", last_resort=True)
+    held = ledger(style, shape, ask, spare or ask.precisions[0])
+    return Sized(
+        style=style,
+        shape=shape,
+        spec=build_spec(style, shape),
+        precision=spare or ask.precisions[0],
+        memory=held,
+        fits=False,
+        times=None,
+    )
+
+
+def _finish(style: Style, shape: Shape, ask: Ask, precision: str, bound: str, last_resort: bool = False) -> Sized:
+    spec = build_spec(style, shape)
+    held = ledger(style, shape, ask, precision)
+    found = times(spec, ask, precision) if ask.serves else None
+    return Sized(
+        style=style,
+        shape=shape,
+        spec=spec,
+        precision=precision,
+        memory=held,
+        fits=True,
+        times=found,
+        misses=misses(found, ask) if found else {},
+        bound=bound,
+        last_resort=last_resort,
+    )

@@ -1,0 +1,81 @@
+"""What of each family's shape the workload decides: experts, the share of attention, windows, the vocabulary.
+
+Nothing here looks at how much memory there is: with more of it a family grows and never changes its style.
+"""
+
+from __future__ import annotations
+
+from archcompass.advisor.reading import Reading
+from archcompass.advisor.sizing.shapes import FAMILIES, Family, Style
+
+VOCABULARY = {"text": 131072, "code": 131072, "logs": 4096, "audio": 4096, "images": 8192, "video": 8192}
+"""Tokens by modality. Signals have few: a byte or a bin of a value (256), a template of a log line, a code of a codec."""
+
+STREAM_WINDOW = 4096
+"""Keys a windowed layer keeps of a stream (Mistral, Gemma 3: 1,024 to 4,096)."""
+
+WINDOW = 1024
+"""Keys of the window layers of a long-context transformer, five of six layers (Gemma 3: cache share from 60 % to 15 %)."""
+
+EXACT_PERIOD, LEAN_PERIOD = 4, 8
+"""Layers per attention layer: 1/4 where recall matters (arXiv 2507.06457 recommends 3:1 to 6:1), 1/8 where it does not (loss is
+lowest at 8 %, arXiv 2406.07887; Jamba takes 1:7)."""
+
+
+def styles(reading: Reading) -> dict[Family, Style]:
+    """The style of each family for this workload."""
+    return {family: style(family, reading) for family in FAMILIES}
+
+
+def style(family: Family, reading: Reading) -> Style:
+    """The style of one family."""
+    vocabulary = VOCABULARY.get(reading.workload.modality, 256) if reading.signal > 0.0 else 131072
+    if family == "ssm":
+        return Style(family="ssm", vocab_size=vocabulary)
+    window, full_every = windows(family, reading)
+    experts, chosen = (
+        experts_of(reading) if family == "moe" or (family == "hybrid" and wants_experts(reading)) else (0, 0)
+    )
+    return Style(
+        family=family,
+        vocab_size=vocabulary,
+        experts=experts,
+        chosen=chosen,
+        period=attention_period(reading) if family == "hybrid" else 0,
+        window=window,
+        full_every=full_every,
+    )
+
+
+def attention_period(reading: Reading) -> int:
+    """One attention layer in so many layers of a hybrid."""
+    return EXACT_PERIOD if reading.recall >= 0.8 else LEAN_PERIOD
+
+
+def wants_experts(reading: Reading) -> bool:
+    """Whether a hybrid's channel mixers are experts: for facts, for many users, or where bandwidth is scarce."""
+    if reading.signal > 0.5 or reading.workload.mode == "finetuning" or reading.card.total_memory_bytes < 16e9:
+        return False
+    return reading.closed_book >= 0.3 or reading.workload.concurrency >= 64 or reading.card_is_poor > 0.5
+
+
+def experts_of(reading: Reading) -> tuple[int, int]:
+    """(routed experts, chosen per token).
+
+    128 of which 8 (Qwen3-30B-A3B: total ten times active); 4 of them where bandwidth is scarce (gpt-oss-120b: 23 times); 64 for
+    narrow subjects, whose facts are few; 16 for signals.
+    """
+    if reading.signal > 0.5:
+        return 16, 2
+    if reading.card_is_poor > 0.5:
+        return 128, 4
+    return (64, 8) if reading.workload.breadth == "narrow" else (128, 8)
+
+
+def windows(family: Family, reading: Reading) -> tuple[int | None, int]:
+    """(window, one full layer in so many). A stream leaves attention only a window, unless it must be quoted from."""
+    if reading.workload.unbounded and (reading.signal > 0.5 or reading.recall < 0.8):
+        return STREAM_WINDOW, 0
+    if family != "hybrid" and reading.tall > 0.5 and reading.signal <= 0.5:
+        return WINDOW, 6
+    return None, 0
