@@ -9,6 +9,7 @@ from archcompass.blocks.gated_mlp.spec import GatedMLP
 from archcompass.blocks.hf.weights import Form, Reshaped, Rows, Same, Stacked, Weight, same
 from archcompass.blocks.mamba.spec import Mamba
 from archcompass.blocks.mamba2.spec import Mamba2
+from archcompass.blocks.mla.spec import MLA
 from archcompass.blocks.model.spec import ModelSpec
 from archcompass.blocks.moe.spec import MoE
 
@@ -136,3 +137,22 @@ def mamba(ours: str, theirs: str, block: Mamba) -> Iterator[Weight]:
         for index, name in enumerate(("dt", "b", "c")):
             yield same(f"{ours}.norms.{index}.weight", f"{theirs}.{name}_layernorm.weight")
     yield from linear(f"{ours}.output", f"{theirs}.out_proj", block.use_bias)
+
+
+def latent_attention(ours: str, theirs: str, block: MLA) -> Iterator[Weight]:
+    """Latent attention, with the indexer's tensors where there is one."""
+    queries, latent, shared = block.sections
+    query = "q_a_proj" if block.q_lora_rank else "q_proj"
+    names = (f"{theirs}.{query}", f"{theirs}.kv_a_proj_with_mqa")
+    yield from joined(f"{ours}.inward", names, (queries, latent + shared), block.bias)
+    if block.q_lora_rank:
+        yield same(f"{ours}.query_norm.weight", f"{theirs}.q_a_layernorm.weight")
+        yield from linear(f"{ours}.query", f"{theirs}.q_b_proj")
+    yield same(f"{ours}.latent_norm.weight", f"{theirs}.kv_a_layernorm.weight")
+    yield from linear(f"{ours}.expand", f"{theirs}.kv_b_proj")
+    yield from linear(f"{ours}.output", f"{theirs}.o_proj", block.bias)
+    if block.indexer is not None:
+        yield from linear(f"{ours}.indexer.query", f"{theirs}.indexer.wq_b")
+        yield from linear(f"{ours}.indexer.key", f"{theirs}.indexer.wk")
+        yield from linear(f"{ours}.indexer.key_norm", f"{theirs}.indexer.k_norm", bias=True)
+        yield from linear(f"{ours}.indexer.weights", f"{theirs}.indexer.weights_proj")

@@ -49,7 +49,9 @@ def layers_with_experts(fields: Fields, mixer: Part, moe: MoE, dense: int = 1) -
     ]
 
 
-def read_experts(fields: Fields, scaling: float = 1.0, experts: int = 128, chosen: int = 8) -> MoE:
+def read_experts(
+    fields: Fields, scaling: float = 1.0, experts: int = 128, chosen: int = 8, groups: int = 1, kept: int = 1
+) -> MoE:
     """DeepSeek-V3's experts; the shared ones are one MLP of their summed width."""
     size = fields.integer("moe_intermediate_size")
     return MoE(
@@ -58,7 +60,7 @@ def read_experts(fields: Fields, scaling: float = 1.0, experts: int = 128, chose
         moe_intermediate_size=size,
         shared_expert_intermediate_size=size * fields.integer("n_shared_experts", 1),
         hidden_act=HF_NAMES[fields.take("hidden_act", "silu")],
-        **read_router(fields, scaling),
+        **read_router(fields, scaling, groups, kept),
     )
 
 

@@ -29,7 +29,10 @@ def read(fields: Fields) -> ModelSpec:
     turned = fields.sequence("no_rope_layers", []) or [int((layer + 1) % every != 0) for layer in range(depth)]
     kinds = fields.sequence("layer_types", ["chunked_attention" if turn else "full_attention" for turn in turned])
     with_experts = set(fields.sequence("moe_layers", list(range(step - 1, depth, step))))
-    mixers = {key: Part("local" if key[0] else "global", _attention(fields, *key)) for key in {*zip(turned, kinds)}}
+    mixers = {
+        key: Part("local" if key[0] else "global", _attention(fields, *key))
+        for key in set(zip(turned, kinds, strict=True))
+    }
     channels = _channels(fields)
     layers = [[mixers[turned[layer], kinds[layer]], channels[layer in with_experts]] for layer in range(depth)]
     return assemble(fields, layers, eps=1e-5)

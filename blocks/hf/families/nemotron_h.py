@@ -106,9 +106,9 @@ def _moe(fields: Fields) -> MoE:
     )
 
 
-def read_router(fields: Fields, scaling: float = 1.0) -> dict[str, Any]:
+def read_router(fields: Fields, scaling: float = 1.0, groups: int = 1, kept: int = 1) -> dict[str, Any]:
     """DeepSeek-V3's router, which many families took over: sigmoid, a bias for the choice alone, groups, scaling."""
-    groups, kept = fields.integer("n_group", 1), fields.integer("topk_group", 1)
+    groups, kept = fields.integer("n_group", groups), fields.integer("topk_group", kept)
     return {
         "scoring_func": "sigmoid",
         "selection_bias": True,
