@@ -15,7 +15,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from archcompass.advisor.recommend import Recommendation, recommend, target_hardware
+from archcompass.advisor.reading import Reading
+from archcompass.advisor.recommend import Recommendation, recommend
+from archcompass.advisor.sizing.ask import Ask
 from archcompass.advisor.workload import Workload
 from archcompass.blocks.model.files import to_yaml, write_text
 from archcompass.errors import DoesNotFitError, FileFormatError
@@ -65,14 +67,20 @@ def advise(workload: Workload, *, seconds: float = 40.0, progress: Progress | No
     pick = answer.candidates[0]
     if pick.model is None or not pick.fits:
         raise DoesNotFitError(answer.refusal or "no family fits this card")
+    reading = Reading.of(workload)
+    asked = Ask(reading).request(pick.precision)
     report = profile(
         pick.model,
-        gpu=target_hardware(workload),
+        gpu=reading.hardware,
         device=here(),
-        precision=pick.precision,
+        batch=asked.batch,
+        prompt=asked.prompt,
+        generate=asked.generate,
+        precision=asked.precision,
+        kv_precision=asked.kv_precision,
+        mode=asked.mode,
         seconds=seconds,
         progress=progress,
-        **question(workload),
     )
     return Advice(workload=workload, recommendation=answer, profile=report, versions=_versions())
 

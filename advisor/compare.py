@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from archcompass.advisor.recommend import recommend, target_hardware
+from archcompass.advisor.reading import Reading
+from archcompass.advisor.recommend import recommend
 from archcompass.advisor.workload import Workload
 from archcompass.blocks.model.spec import ModelSpec
 from archcompass.profiles.hardware import Hardware
@@ -95,7 +96,7 @@ def compare(workload: Workload, sweep: Sweep = "context", values: Sequence[int] 
         DoesNotFitError: no family can be sized for the card.
     """
     answer = recommend(workload, quick=True)
-    hardware = target_hardware(workload)
+    hardware = Reading.of(workload).hardware
     contestants = [_Contestant(c.family, c.precision, c.model) for c in answer.candidates if c.model is not None]
     contestants.sort(key=lambda contestant: FAMILIES.index(contestant.family))
     along = values or (CONTEXTS if sweep == "context" else BATCHES)

@@ -19,9 +19,12 @@ def advise(
     flags: dict[str, Any],
     workload_file: WorkloadFile = None,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Folder for workload.yaml, model.yaml and report.json.", show_default=False)
+        Path | None,
+        typer.Option("-o", "--out", help="Folder for workload.yaml, model.yaml and report.json.", show_default=False),
     ] = None,
-    seconds: Annotated[float, typer.Option("--seconds", help="About how long measuring may take.", min=1, max=3600)] = 40.0,
+    seconds: Annotated[
+        float, typer.Option("--seconds", help="About how long measuring may take.", min=1, max=3600)
+    ] = 40.0,
     as_json: AsJson = False,
     markdown: AsMarkdown = False,
 ) -> None:

@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-FILES = ("ask", "recommend", "advise", "profile", "compare", "catalogue", "calibrate", "convert", "doctor")
+FILES = ("ask", "recommend", "advise", "profile", "compare", "catalogue", "convert", "doctor")
 
 
 def register() -> None:

@@ -48,14 +48,14 @@ def with_workload_flags(command: Callable[..., Any]) -> Callable[..., Any]:
 def _flag(name: str, field: Any) -> inspect.Parameter:
     dashed = name.replace("_", "-")
     is_switch = field.annotation is bool
-    option = typer.Option(
+    option: Any = typer.Option(
         f"--{dashed}/--no-{dashed}" if is_switch else f"--{dashed}",
         help=field.description,
+        metavar=None if is_switch else "VALUE",
         show_default=False,
         rich_help_panel="Workload",
-        **({} if is_switch else {"metavar": "VALUE"}),
     )
-    kind = bool | None if is_switch else str | None
+    kind: Any = bool | None if is_switch else str | None
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])
 
 

@@ -56,7 +56,7 @@ def profile(
     from archcompass.blocks.model.files import load
     from archcompass.profiles.profile import profile as run
 
-    asked = {
+    asked: dict[str, Any] = {
         "gpu": gpu,
         "vram": vram,
         "bandwidth": bandwidth,

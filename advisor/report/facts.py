@@ -1,0 +1,207 @@
+"""What a report says, as words and cells; how it looks is the renderer's. Reads JSON data and computes nothing new."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from archcompass.advisor.report import units
+
+Data = dict[str, Any]
+
+
+def sentence(data: Data) -> str:
+    """The answer in one sentence."""
+    pick, machine = data["candidates"][0], data["hardware"]
+    family = pick["family"].upper() + (" with experts" if pick["family"] == "hybrid" and pick["experts"] else "")
+    left = units.gb(pick["memory"]["left_bytes"]) + (" to spare on each" if machine["count"] > 1 else " to spare")
+    what = "trains on" if data["workload"]["mode"] != "inference" else "fits"
+    return f"{family} · {size(pick)} · {pick['precision']} · {what} your {machine['name']} with {left}"
+
+
+def size(candidate: Data) -> str:
+    """'31B total, 3.4B active', or one figure where all are active."""
+    total, active = candidate["parameters"]["total"], candidate["parameters"]["active"]
+    if active >= 0.8 * total:
+        return f"{units.count(total)} parameters"
+    return f"{units.count(total)} total, {units.count(active)} active"
+
+
+def headings(data: Data, *, measured: bool) -> list[str]:
+    """Headings of the families' table."""
+    prompt = data["candidates"][0]["speed"]
+    length = units.tokens(prompt["prompt"]) if prompt else "prompt"
+    speed = "per step" if _trains(data) else "decode/user"
+    memory = f"memory of {units.gb(data['hardware']['total_memory_bytes'])}"
+    return ["", "family", "model", memory, f"prefill {length}", speed, *(["measured here"] if measured else []), "fits"]
+
+
+def rows(data: Data, profile: Data | None, bar: int) -> list[list[str]]:
+    """A row per candidate, in rank order."""
+    capacity = data["hardware"]["total_memory_bytes"]
+    return [
+        [
+            str(candidate["rank"]),
+            candidate["family"],
+            candidate["name"],
+            memory_cell(candidate["memory"]["total_bytes"], capacity, bar),
+            prefill(candidate["speed"]),
+            decode(candidate["speed"]),
+            *([_ratio(profile) if candidate["rank"] == 1 else ""] if profile else []),
+            verdict(candidate),
+        ]
+        for candidate in data["candidates"]
+    ]
+
+
+def memory_cell(used: float, capacity: float, bar: int) -> str:
+    """'####....  20.9 GB'; a plus where it overflows."""
+    if not bar:
+        return units.gb(used)
+    filled = round(bar * used / capacity)
+    picture = "#" * min(filled, bar) + "." * (bar - filled) if used <= capacity else "#" * (bar - 1) + "+"
+    return f"{picture} {units.gb(used):>7}"
+
+
+def prefill(speed: Data | None) -> str:
+    """Time to the first token of one prompt, with half its range."""
+    if not speed or speed.get("ttft_ms") is None:
+        return "-"
+    value, factors = speed["ttft_ms"], speed["range"]["prefill"]
+    return f"{units.duration(value)} ±{units.duration(value * (factors['high'] - factors['low']) / 2)}"
+
+
+def decode(speed: Data | None) -> str:
+    """Tokens a second that one user sees, with half its range."""
+    if not speed or speed.get("per_user") is None:
+        return "-"
+    value, factors = speed["per_user"], speed["range"]["decode"]
+    half = value * (1 / factors["low"] - 1 / factors["high"]) / 2
+    return f"{units.rate(value, 't/s')} ±{units.rate(half, '').strip()}"
+
+
+def verdict(candidate: Data) -> str:
+    """Whether it fits, or why it is out."""
+    if candidate["vetoes"]:
+        return f"vetoed: {candidate['vetoes'][0]}"
+    if not candidate["fits"]:
+        over = candidate["memory"]["per_card_bytes"] - candidate["memory"]["capacity_bytes"]
+        return f"no: {units.gb(over)} short" if over > 0 else "no: within the margin"
+    misses = [f"{name.removesuffix('_ms')} {factor:.1f}x" for name, factor in candidate["misses"].items()]
+    return f"yes, misses {', '.join(misses)}" if misses else "yes"
+
+
+def lines(data: Data, profile: Data | None) -> list[tuple[str, str]]:
+    """The sentences below the table: (label, text)."""
+    pick = data["candidates"][0]
+    said = [("It would flip to", flips(data))]
+    said.append(("Price you pay", "; ".join(pick["price"])))
+    if pick["marginal"]:
+        said.append(("Marginal price", "; ".join(map(marginal, pick["marginal"]))))
+    if pick["split"]:
+        said.append(("Split", split(pick["split"])))
+    if data["published"]:
+        said.append(("Open models near", "  ·  ".join(map(published, data["published"][:3]))))
+    said += [("Beware", text) for text in data["contradictions"]]
+    said += [("Note", text) for text in data["notes"]]
+    if data["defaults"]:
+        said.append(("Taken as", ", ".join(_assumed(key, taken) for key, taken in data["defaults"].items())))
+    return [*said, ("", ""), ("Numbers", numbers(data, profile)), *measured(profile), ("Next", following(profile))]
+
+
+def flips(data: Data) -> str:
+    """The smallest changes that change the family."""
+    told = [f"{flip['family']}, {flip['change']}" for flip in data["flips"][:4]]
+    return "  ·  ".join(told) or "nothing: no single change of an input changes the family"
+
+
+def marginal(price: Data) -> str:
+    """'one more attention layer: 0.41 GB and 6 % of decode'."""
+    parts = []
+    if price["memory_bytes"]:
+        parts.append(units.gb(price["memory_bytes"]))
+    if price["decode_percent"] is not None:
+        parts.append(f"{price['decode_percent']:.1f} % of decode")
+    return f"{price['what']}: {' and '.join(parts)}"
+
+
+def split(cards: Data) -> str:
+    """How several cards share the model."""
+    text = f"{cards['how']}; {units.gb(cards['per_card_bytes'])} on each"
+    return f"{text}, links take {cards['link_share']:.0%} of a token's time" if cards["link_share"] else text
+
+
+def published(model: Data) -> str:
+    """'qwen3-next-80b-a3b: fp8, 45 GB', or why not."""
+    if not model["fits"]:
+        return f"{model['name']}: no ({units.gb(model['memory_bytes'])})"
+    return f"{model['name']}: yes, {model['precision']}, {units.gb(model['memory_bytes'])}"
+
+
+def numbers(data: Data, profile: Data | None) -> str:
+    """Where the figures come from."""
+    sources = sorted({candidate["speed"]["source"] for candidate in data["candidates"] if candidate["speed"]})
+    here = "the pick was measured here" if profile else "none measured here"
+    return (
+        f"memory by the ledger; speed {' and '.join(sources) or 'not predicted'} for {data['hardware']['name']}; {here}"
+    )
+
+
+def measured(profile: Data | None) -> list[tuple[str, str]]:
+    """What was run on this machine, how often, and how it compares with the prediction for the same run."""
+    if profile is None:
+        return []
+    said = []
+    for entry in profile["profiles"]:
+        if entry["source"] in ("measured", "sampled"):
+            ran = entry["ran"]
+            runs = f"{ran.get('prefill_runs', '?')} and {ran.get('decode_runs', '?')} runs"
+            what = (
+                "the whole model"
+                if entry["source"] == "measured"
+                else "each distinct block at full size, summed by count"
+            )
+            text = f"{what} on {ran.get('device', 'this machine')} in {ran.get('dtype', '?')}: {_speeds(entry)}; {runs}"
+            said.append(("Measured here", text))
+            said += [("", note) for note in entry["notes"]]
+    return said
+
+
+def _speeds(entry: Data) -> str:
+    parts = []
+    if entry["prefill"]:
+        times = f", {entry['ratio']['prefill']:.2f}x predicted" if "prefill" in entry["ratio"] else ""
+        parts.append(f"prefill of {units.tokens(entry['prompt'])} {units.duration(entry['prefill']['ms'])}{times}")
+    if entry["decode"]:
+        times = f", {entry['ratio']['decode']:.2f}x predicted" if "decode" in entry["ratio"] else ""
+        parts.append(f"{units.duration(entry['decode']['ms_per_token'])} a token{times}")
+    return "; ".join(parts) or "nothing in the time given"
+
+
+def following(profile: Data | None) -> str:
+    """What to do next."""
+    if profile is None:
+        return "archcompass advise -o out/  ·  archcompass compare --sweep context  ·  archcompass recommend --explain"
+    return f"{profile['check']}  ·  archcompass compare --sweep context"
+
+
+def _ratio(profile: Data) -> str:
+    """Measured over predicted, for the same run on this machine."""
+    for entry in profile["profiles"]:
+        if entry["ratio"]:
+            return " / ".join(f"{ratio:.2f}x" for ratio in entry["ratio"].values())
+    return "-"
+
+
+def _assumed(key: str, taken: Data) -> str:
+    value = taken["value"]
+    if value is None:
+        return f"no {key}"
+    if isinstance(value, bool):
+        return key if value else f"no {key}"
+    return (
+        f"{key} {units.tokens(value) if key in ('context', 'output', 'corpus') and isinstance(value, int) else value}"
+    )
+
+
+def _trains(data: Data) -> bool:
+    return bool(data["workload"]["mode"] == "training" and data["candidates"][0]["training"])
