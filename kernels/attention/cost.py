@@ -128,3 +128,43 @@ def dense_flops(*, batch: int, new_tokens: int, keys: int, heads: int, key_dim: 
     meta device; it serves only to compare with such a counter.
     """
     return 2 * batch * heads * new_tokens * keys * (key_dim + value_dim)
+
+
+def latent_attention_cost(
+    *, batch: int, new_tokens: int, keys: int, heads: int, rank: int, rope_dim: int, element_bytes: int
+) -> Cost:
+    """The cost of one absorbed latent attention, causal, up projections not included.
+
+    FLOPs are 2 (2 rank + rope_dim) per visible pair and head. Activations are the absorbed queries read and the outputs
+    written; state bytes are the latents and rotary keys, read once, and those of the new tokens, written once.
+    """
+    width = rank + rope_dim
+    return Cost(
+        flops=2 * (width + rank) * visible_pairs(new_tokens, keys) * heads * batch,
+        activation_bytes=batch * new_tokens * heads * (width + rank) * element_bytes,
+        state_bytes=batch * (keys + min(new_tokens, keys)) * width * element_bytes,
+    )
+
+
+def sparse_attention_cost(
+    *,
+    batch: int,
+    new_tokens: int,
+    heads: int,
+    kv_heads: int,
+    key_dim: int,
+    value_dim: int,
+    slots: int,
+    block_size: int,
+    element_bytes: int,
+) -> Cost:
+    """The cost of attending to `slots` blocks of `block_size` keys per query; choosing them not included.
+
+    Whole blocks count, and every query reads its own: FLOPs 2 (key_dim + value_dim) per pair and head.
+    """
+    width, pairs = key_dim + value_dim, batch * new_tokens * slots * block_size
+    return Cost(
+        flops=2 * width * pairs * heads,
+        activation_bytes=batch * new_tokens * heads * width * element_bytes,
+        state_bytes=(pairs + batch * new_tokens) * kv_heads * width * element_bytes,
+    )

@@ -5,6 +5,7 @@ float32 takes three tensor core products for one, and registers for their parts:
 
 from archcompass.kernels.tiles import Row, Table, Tile
 
+AMPERE_AND_ADA = (80, 89)
 HOPPER_ON = (90, 110)  # Hopper and data centre Blackwell: wgmma and tcgen05 keep operands out of registers
 
 
@@ -21,10 +22,12 @@ FORWARD = Table(
     (
         Row(_tile(128, 64, 4, 3), upto=_half(128), shared_kib=72, capabilities=HOPPER_ON),
         Row(_tile(128, 64, 8, 3), upto=_half(256), shared_kib=144, capabilities=HOPPER_ON),
-        Row(_tile(64, 64, 4, 2), upto=_half(256), shared_kib=90),
+        Row(_tile(128, 64, 8, 2), upto=_half(128), shared_kib=72),
+        Row(_tile(64, 64, 4, 2), upto=_half(256), shared_kib=90, capabilities=AMPERE_AND_ADA),
+        Row(_tile(64, 64, 8, 2), upto=_half(256), shared_kib=90),
         Row(_tile(64, 32, 8, 2), upto=_half(512), shared_kib=99),
         Row(_tile(64, 32, 4, 1), upto=_half(256)),
-        Row(_tile(32, 32, 4, 1), upto={"row_bytes": 512}, shared_kib=99),
+        Row(_tile(32, 32, 4, 1), upto={"row_bytes": 256}, shared_kib=72),
         Row(_tile(16, 16, 4, 1)),
     ),
 )
@@ -32,9 +35,7 @@ FORWARD = Table(
 BACKWARD_KEYS = Table(
     "attention.backward.keys",
     (
-        Row(_tile(64, 64, 4, 2), upto=_half(128), shared_kib=72),
-        Row(_tile(64, 64, 8, 2), upto=_half(256), shared_kib=144),
-        Row(_tile(32, 64, 8, 1), upto=_half(256), shared_kib=90),
+        Row(_tile(32, 64, 8, 2), upto=_half(256), shared_kib=90),
         Row(_tile(32, 32, 8, 1), upto=_half(512), shared_kib=99),
         Row(_tile(32, 32, 4, 1), upto=_half(256)),
         Row(_tile(16, 16, 4, 1)),
@@ -44,8 +45,8 @@ BACKWARD_KEYS = Table(
 BACKWARD_QUERIES = Table(
     "attention.backward.queries",
     (
-        Row(_tile(64, 64, 4, 2), upto=_half(128), shared_kib=72),
-        Row(_tile(64, 64, 8, 2), upto=_half(256), shared_kib=144),
+        Row(_tile(64, 64, 8, 2), upto=_half(128), shared_kib=72),
+        Row(_tile(64, 64, 8, 2), upto=_half(256), shared_kib=144, capabilities=HOPPER_ON),
         Row(_tile(64, 32, 8, 1), upto=_half(256), shared_kib=90),
         Row(_tile(32, 32, 8, 1), upto=_half(512), shared_kib=99),
         Row(_tile(32, 32, 4, 1), upto=_half(256)),

@@ -134,7 +134,9 @@ def _latent_split_kernel(
         here = latent_ptr + tl.cast(start, tl.int64) * latent_time
         latent = tl.load(here + ahead[:, None] * latent_time + w[None, :], mask=there & (w < RANK)[None, :], other=0.0)
         here += RANK
-        rope = tl.load(here + ahead[:, None] * latent_time + p[None, :], mask=there & (p < ROPE_DIM)[None, :], other=0.0)
+        rope = tl.load(
+            here + ahead[:, None] * latent_time + p[None, :], mask=there & (p < ROPE_DIM)[None, :], other=0.0
+        )
         scores = tl.dot(q, tl.trans(latent), input_precision=PRECISION)
         scores = tl.dot(q_rope, tl.trans(rope), scores, input_precision=PRECISION) * inner
         seen = (n[None, :] >= first[:, None]) & (n[None, :] < last[:, None])

@@ -3,7 +3,14 @@
 import torch
 from support.cases import Agreement, Compilation
 
-from archcompass.kernels.attention import attention, triton_backward, triton_decode, triton_forward
+from archcompass.kernels.attention import (
+    attention,
+    latent_attention,
+    sparse_attention,
+    triton_backward,
+    triton_decode,
+    triton_forward,
+)
 from archcompass.kernels.attention.intervals import intervals
 from archcompass.kernels.attention.pieces import Visibility
 
@@ -44,6 +51,45 @@ AGREEMENTS = [
     _agreement("step-soft-cap-chunk", (1, 1, 300, 16, 1, 64, 64), step=True, chunk=128, soft_cap=2.0),
 ]
 
+
+def _latent_inputs(new, keys):
+    torch.manual_seed(0)
+    return {"q": torch.randn(2, new, 5, 68).double(), "latents": torch.randn(2, keys, 68).double()}
+
+
+def _sparse_inputs(new, keys, heads, kv_heads, width, block_size):
+    torch.manual_seed(0)
+    count = -(-keys // block_size)
+    blocks = torch.rand(2, new, kv_heads, count).topk(min(4, count)).indices
+    blocks[:, 0, :, 1] = -1
+    return {**_inputs(2, new, keys, heads, kv_heads, width, width), "blocks": blocks}
+
+
+def _sparse(block_size):
+    def call(backend, **given):
+        out, lse = sparse_attention(**given, block_size=block_size, backend=backend)
+        return out, lse.exp()
+
+    return call
+
+
+AGREEMENTS += [
+    Agreement(
+        name="latent-step",
+        inputs=lambda: _latent_inputs(1, 600),
+        call=lambda backend, q, latents: latent_attention(q, latents, 48, scale=0.1, backend=backend),
+    ),
+    Agreement(
+        name="latent-steps-padding",
+        inputs=lambda: _latent_inputs(3, 40),
+        call=lambda backend, q, latents: latent_attention(
+            q, latents, 48, scale=0.1, padding=torch.tensor([0, 38]), backend=backend
+        ),
+    ),
+    Agreement(name="sparse-step", inputs=lambda: _sparse_inputs(1, 300, 6, 2, 60, 32), call=_sparse(32)),
+    Agreement(name="sparse-prompt", inputs=lambda: _sparse_inputs(9, 70, 4, 1, 16, 16), call=_sparse(16)),
+]
+
 CAUSAL = Visibility(True, None, None, 0, 0.1, None)
 RICH = Visibility(True, 4096, None, 0, 0.1, 50.0)
 
@@ -81,6 +127,17 @@ def _split(see, *shape, sinks=False):
         triton_decode.split(q, k, v, meta(q.shape[2]) if sinks else None, *_ends(q, k, see), see)
 
     return launch
+
+
+def _split_sparse(meta):
+    q, k, v = _tensors(meta, 1, 2048, 8192, 64, 4, 128, 128)
+    blocks = meta(1, 2048, 4, 16, dtype=torch.int32)
+    triton_decode.split(q, k, v, None, *_ends(q, k, CAUSAL), CAUSAL, blocks, 64)
+
+
+def _latent(meta):
+    q, latents = meta(8, 1, 128, 576), meta(8, 8192, 576)
+    triton_decode.latent_split(q, latents, 512, *_ends(q, latents, CAUSAL), 0.1)
 
 
 FORWARD = frozenset({"_attention_forward_kernel"})
@@ -127,4 +184,11 @@ COMPILATIONS = [
         )
         for d in (64, 128, 256)
     ),
+    Compilation(
+        name="split-sparse",
+        launch=_split_sparse,
+        dots=SPLIT,
+        short=False,
+    ),
+    Compilation(name="latent-512-64", launch=_latent, dots=frozenset({"_latent_split_kernel"})),
 ]
