@@ -67,7 +67,7 @@ def chunked(
             outputs.append(out[:, : end - start])
     out = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
     if exclusive and bonus is not None:
-        out = out + _own_token(q, k, v, bonus)
+        out = out + own_token(q, k, v, bonus)
     return (out * scale if scale != 1.0 else out).to(v.dtype), state
 
 
@@ -259,7 +259,7 @@ def _anchored_scores(q: Tensor, k: Tensor, read: Tensor, running: Tensor, exclus
     return blocks.squeeze(-3)
 
 
-def _own_token(q: Tensor, k: Tensor, v: Tensor, bonus: Tensor) -> Tensor:
+def own_token(q: Tensor, k: Tensor, v: Tensor, bonus: Tensor) -> Tensor:
     """What the current token adds through its bonus: (q . diag(u) k) v."""
     groups = q.shape[2]
     weight = (q * k).transpose(1, 2) @ bonus.to(q.dtype).unflatten(0, (groups, -1)).mT  # [batch, groups, time, heads]

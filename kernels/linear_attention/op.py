@@ -58,7 +58,9 @@ def linear_attention(
         BackendError: the backend cannot run here.
     """
     decay = _checked(q, k, v, log_decay, bonus, exclusive, initial_state, cu_seqlens, chunk_size)
-    choice = explain(q, backend=backend, strict=strict)
+    choice = explain(q, k, v, backend=backend, strict=strict)
+    if choice.backend == "triton":
+        return _triton(q, k, v, log_decay, bonus, exclusive, scale, initial_state, cu_seqlens)
     if cu_seqlens is not None:
         return _packed(
             q, k, v, log_decay, bonus, exclusive, scale, initial_state, cu_seqlens, chunk_size, choice.backend
@@ -105,12 +107,23 @@ def linear_attention_step(
     Returns:
         output [batch, heads, V] in the dtype of v, and the new state.
     """
-    return chunked.step(q, k, v, log_decay, bonus, exclusive, scale, state, inplace=not torch.is_grad_enabled())
+    overwrite = not torch.is_grad_enabled()
+    ready = state.dtype == torch.float32 and state.is_contiguous()
+    if overwrite and ready and explain(q, k, v).backend == "triton":
+        from archcompass.kernels.linear_attention.triton_op import step_op
+
+        return step_op(q, k, v, log_decay, bonus, state, exclusive, scale), state
+    return chunked.step(q, k, v, log_decay, bonus, exclusive, scale, state, inplace=overwrite)
 
 
-def explain(q: Tensor, *, backend: Backend = "auto", strict: bool = False) -> Choice:
-    """Which implementation serves a call with these queries, and why."""
-    return choose(OPERATION, backend, q.device, refusals={"triton": "no Triton kernel yet"}, strict=strict)
+def explain(q: Tensor, k: Tensor, v: Tensor, *, backend: Backend = "auto", strict: bool = False) -> Choice:
+    """Which implementation serves a call with these inputs, and why."""
+    refusals = {}
+    if v.dtype == torch.float64:
+        refusals["triton"] = "the kernels sum in float32, and v is float64"
+    elif not q.dtype == k.dtype == v.dtype:
+        refusals["triton"] = f"the kernels take one dtype, not {q.dtype}, {k.dtype} and {v.dtype}"
+    return choose(OPERATION, backend, q.device, refusals=refusals, strict=strict)
 
 
 def decay_kind(log_decay: Tensor | None) -> Decay:
@@ -176,6 +189,27 @@ def _same_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
 def _values_at_hand(tensor: Tensor) -> bool:
     """Whether values may be read on the host without waiting for a device or breaking a graph."""
     return tensor.device.type == "cpu" and tensor.numel() > 0 and not torch.compiler.is_compiling()
+
+
+def _triton(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    bonus: Tensor | None,
+    exclusive: bool,
+    scale: float,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The kernels; what the bonus adds is elementwise and left to torch."""
+    from archcompass.kernels.linear_attention.triton_op import linear_attention_op
+
+    initial = None if initial_state is None else initial_state.float()
+    out, state = linear_attention_op(q, k, v, log_decay, initial, cu_seqlens, exclusive, scale)
+    if exclusive and bonus is not None:
+        out = out + scale * chunked.own_token(q, k, v, bonus)
+    return out, state
 
 
 def _first_state(q: Tensor, v: Tensor, initial_state: Tensor | None, sequences: int) -> Tensor:
