@@ -92,7 +92,7 @@ def low_rank_recurrence(step: Step, name: str, *, heads: int, head_dim: int) -> 
     return costed(step, "delta_rule", name, cost, (step.batch, step.new_tokens, heads, heads, head_dim, head_dim))
 
 
-def diagonal_recurrence(step: Step, name: str, channels: int) -> Op:
-    """An elementwise recurrence over `channels`."""
-    cost = diagonal_scan_cost(batch=step.batch, new_tokens=step.new_tokens, channels=channels)
+def diagonal_recurrence(step: Step, name: str, channels: int, rows: int = 1) -> Op:
+    """An elementwise recurrence over `channels`, `rows` of which share a decay."""
+    cost = diagonal_scan_cost(batch=step.batch, new_tokens=step.new_tokens, channels=channels, rows=rows)
     return costed(step, "selective_scan", name, cost, (step.batch, step.new_tokens, channels))

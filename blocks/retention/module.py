@@ -59,9 +59,9 @@ class RetentionModule(BlockModule):
         """Cosine and sine [batch or 1, time, key_head_dim / 2] of the new positions, once per call for all layers."""
         key = ("retention", self.spec.key_head_dim, x.shape[1], x.dtype)
         if key not in context.tables:
-            wide = torch.promote_types(x.dtype, torch.float32)
-            frequencies = torch.tensor(self.spec.frequencies, dtype=wide, device=x.device)
-            angles = context.positions(x.shape[1], x.device).to(wide)[..., None] * frequencies
+            # In float64: a stream has no end, and float32 positions would turn by the wrong angle after some thousands.
+            frequencies = torch.tensor(self.spec.frequencies, dtype=torch.float64, device=x.device)
+            angles = context.positions(x.shape[1], x.device)[..., None] * frequencies
             context.tables[key] = (angles.cos().to(x.dtype), angles.sin().to(x.dtype))
         cosine, sine = context.tables[key]
         return cosine, sine

@@ -73,20 +73,18 @@ class RWKV4TimeMixModule(BlockModule):
         sums, m = self._sums_before(k, before)
         old, new = self._exponents(k.detach(), w.detach(), m)
         weight = (k - new).exp()
-        seen, last = diagonal_scan(
-            (old + w - new).repeat(1, 1, 2), torch.cat([weight * v, weight], dim=-1), initial_state=sums
-        )
-        numerator, denominator = previous(seen, sums).chunk(2, dim=-1)
+        seen, last = diagonal_scan(old + w - new, torch.stack([weight * v, weight], dim=2), initial_state=sums)
+        numerator, denominator = torch.cat([sums.unsqueeze(1), seen[:, :-1]], dim=1).unbind(2)
         largest = torch.maximum(old, u + k)
         past, present = (old - largest).exp(), (u + k - largest).exp()
         y = (past * numerator + present * v) / (past * denominator + present)
-        return y, (*last.chunk(2, dim=-1), new[:, -1])
+        return y, (*last.unbind(1), new[:, -1])
 
     def _sums_before(self, k: Tensor, before: RWKV4State | None) -> tuple[Tensor, Tensor]:
-        """Numerator and denominator side by side [batch, 2 · channels], and their exponent [batch, channels]."""
+        """Numerator and denominator together [batch, 2, channels], and their exponent [batch, channels]."""
         if before is None:
-            return k.new_zeros(k.shape[0], 2 * k.shape[2]), k.new_full((k.shape[0], k.shape[2]), NOTHING)
-        sums = torch.cat([before.numerator, before.denominator], dim=-1)
+            return k.new_zeros(k.shape[0], 2, k.shape[2]), k.new_full((k.shape[0], k.shape[2]), NOTHING)
+        sums = torch.stack([before.numerator, before.denominator], dim=1)
         return sums.to(k.dtype), before.exponent.to(k.dtype)
 
     def _exponents(self, k: Tensor, w: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:

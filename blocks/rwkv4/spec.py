@@ -51,7 +51,7 @@ class RWKV4TimeMix(Block):
         return [
             pointwise(step, "token shift", 3 * rows * width),
             gemm(step, "key, value and receptance", rows, width, channels, count=3),
-            diagonal_recurrence(step, "wkv", 2 * channels),
+            diagonal_recurrence(step, "wkv", channels, rows=2),
             pointwise(step, "receptance gate", rows * channels, reads=3),
             gemm(step, "output projection", rows, channels, width),
         ]

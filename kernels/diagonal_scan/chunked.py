@@ -27,8 +27,8 @@ def chunked(log_decay: Tensor, inputs: Tensor, state: Tensor) -> tuple[Tensor, T
     size = math.isqrt(time - 1) + 1
     padding = -time % size
     if padding:
-        log_decay, inputs = (F.pad(x, (0, 0, 0, padding)) for x in (log_decay, inputs))
-    log_decay, inputs = (x.unflatten(1, (-1, size)) for x in (log_decay, inputs))  # [batch, chunks, C, channels]
+        log_decay, inputs = (F.pad(x, (0, 0) * (x.dim() - 2) + (0, padding)) for x in (log_decay, inputs))
+    log_decay, inputs = (x.unflatten(1, (-1, size)) for x in (log_decay, inputs))  # [batch, chunks, C, ..., channels]
     local = _from_zero(_exp(log_decay), inputs)
     kept = _exp(log_decay.cumsum(dim=2))
     before, state = _pass_state(kept[:, :, -1], local[:, :, -1], state)
@@ -36,7 +36,7 @@ def chunked(log_decay: Tensor, inputs: Tensor, state: Tensor) -> tuple[Tensor, T
 
 
 def _from_zero(forget: Tensor, inputs: Tensor) -> Tensor:
-    """Every chunk by itself, [batch, chunks, C, channels]."""
+    """Every chunk by itself, [batch, chunks, C, ..., channels]."""
     state = inputs[:, :, 0]
     seen = [state]
     for i in range(1, inputs.shape[2]):
@@ -46,7 +46,7 @@ def _from_zero(forget: Tensor, inputs: Tensor) -> Tensor:
 
 
 def _pass_state(kept: Tensor, written: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """The state before each chunk, [batch, chunks, channels], and after the last."""
+    """The state before each chunk, [batch, chunks, ..., channels], and after the last."""
     before = []
     for n in range(written.shape[1]):
         before.append(state)

@@ -25,33 +25,35 @@ def diagonal_scan(
 
     Args:
         log_decay: g, [batch, time, channels], at most 0 but for rounding; minus infinity starts anew.
-        inputs: b, [batch, time, channels].
-        initial_state: h before the first token, [batch, channels]; None is zero.
+        inputs: b, [batch, time, channels], or [batch, time, rows, channels] for several recurrences of one decay.
+        initial_state: h before the first token, [batch, channels] or [batch, rows, channels]; None is zero.
         backend: "auto", or the implementation to use.
         strict: with "auto", refuse to fall back from the fastest backend of the device.
 
     Returns:
-        h after every token, [batch, time, channels], and after the last, [batch, channels]; both float32, float64 for
+        h after every token, like the inputs, and after the last, like the initial state; both float32, float64 for
         float64 inputs.
 
     Raises:
         InputError: shapes that do not belong together.
         BackendError: the backend cannot run here.
     """
-    if inputs.dim() != 3 or log_decay.shape != inputs.shape:
+    if inputs.dim() not in (3, 4) or log_decay.shape != (*inputs.shape[:2], inputs.shape[-1]):
         raise InputError(
-            f"log_decay {list(log_decay.shape)} and inputs {list(inputs.shape)} must both be [batch, time, channels]"
+            f"log_decay {list(log_decay.shape)} and inputs {list(inputs.shape)} must be [batch, time, channels] and "
+            "[batch, time, (rows,) channels]"
         )
     wide = torch.promote_types(inputs.dtype, torch.float32)
-    batch, time, channels = inputs.shape
-    state = inputs.new_zeros(batch, channels, dtype=wide) if initial_state is None else initial_state.to(wide)
-    if state.shape != (batch, channels):
-        raise InputError(f"initial_state has shape {list(state.shape)}; it must be {[batch, channels]}")
+    shape = (inputs.shape[0], *inputs.shape[2:])
+    state = inputs.new_zeros(shape, dtype=wide) if initial_state is None else initial_state.to(wide)
+    if state.shape != shape:
+        raise InputError(f"initial_state has shape {list(state.shape)}; it must be {list(shape)}")
     choice = explain(inputs, backend=backend, strict=strict)
-    if time == 0:
+    if inputs.shape[1] == 0:
         return inputs.to(wide), state.clone()
+    shared = log_decay.to(wide).unsqueeze(2) if inputs.dim() == 4 else log_decay.to(wide)
     run = reference if choice.backend == "reference" else chunked
-    return run(log_decay.to(wide), inputs.to(wide), state)
+    return run(shared, inputs.to(wide), state)
 
 
 def explain(inputs: Tensor, *, backend: Backend = "auto", strict: bool = False) -> Choice:

@@ -14,11 +14,12 @@ def reference(log_decay: Tensor, inputs: Tensor, state: Tensor) -> tuple[Tensor,
     """Runs the recurrence.
 
     Args:
-        log_decay: g, [batch, time, channels]; inputs: b, likewise.
-        state: h before the first token, [batch, channels].
+        log_decay: g, [batch, time, channels] or, to share it, [batch, time, 1, channels].
+        inputs: b, [batch, time, channels] or [batch, time, rows, channels].
+        state: h before the first token, like one token of the inputs.
 
     Returns:
-        h after every token, [batch, time, channels], and after the last.
+        h after every token, like the inputs, and after the last.
     """
     forget = log_decay.exp()
     seen = []

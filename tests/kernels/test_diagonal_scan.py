@@ -35,6 +35,17 @@ def test_segments_continue_where_the_last_one_ended():
     torch.testing.assert_close(state, last)
 
 
+def test_rows_share_one_decay():
+    decay, first = random(2, 17, 5, 1.0)
+    _, second = random(3, 17, 5, 1.0)
+    inputs, state = torch.stack([first, second[:2]], dim=2), torch.randn(2, 2, 5, dtype=torch.float64)
+    out, last = diagonal_scan(decay, inputs, initial_state=state)
+    for row in range(2):
+        alone, end = diagonal_scan(decay, inputs[:, :, row], initial_state=state[:, row], backend="reference")
+        torch.testing.assert_close(out[:, :, row], alone)
+        torch.testing.assert_close(last[:, row], end)
+
+
 def test_the_state_is_float32_for_half_precision_inputs():
     decay, inputs = random(1, 9, 4, 0.01, torch.bfloat16)
     out, state = diagonal_scan(decay, inputs)
