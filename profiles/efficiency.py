@@ -86,7 +86,7 @@ class KindEfficiency:
 
     Attributes:
         compute: share of the arithmetic peak, over `coordinates`.
-        memory: share of the bandwidth, over (bytes moved, new tokens per sequence).
+        memory: share of the bandwidth, over (bytes moved, `new_tokens`).
         launch_seconds: host time to start one op of this kind (an op may be several kernels).
     """
 
@@ -142,7 +142,7 @@ def coordinates(op: Op) -> tuple[float, float]:
     """The two sizes that decide how well an op computes.
 
     Matrix products: (rows, elements of the weight); grouped ones: (rows per touched expert, elements of one expert's
-    weight); all others: (new tokens per sequence, FLOPs per new token).
+    weight); all others: (`new_tokens`, FLOPs per one of them).
     """
     shape = op.shape
     if op.kind == "gemm" and len(shape) == 3:
@@ -153,13 +153,17 @@ def coordinates(op: Op) -> tuple[float, float]:
     return steps, max(op.flops / steps, 1.0)
 
 
-_TIME_AXIS = {"attention": 3, "scan": 1, "delta_rule": 1, "selective_scan": 1, "conv": 1}
+_TIME_AXIS = {"scan": 1, "delta_rule": 1, "selective_scan": 1, "conv": 1}
 
 
 def new_tokens(op: Op) -> float:
-    """New tokens per sequence of an op that runs along time, read off its shape; 1 for all others."""
+    """New tokens per sequence of an op that runs along time, read off its shape; of attention the queries that meet one
+    key head, since a step with grouped heads is a small product and one without is none. 1 for all others."""
+    shape = op.shape
+    if op.kind == "attention" and len(shape) > 3:
+        return float(shape[3] * max(1, shape[1] // max(shape[2], 1)))
     axis = _TIME_AXIS.get(op.kind)
-    return float(op.shape[axis]) if axis is not None and len(op.shape) > axis else 1.0
+    return float(shape[axis]) if axis is not None and len(shape) > axis else 1.0
 
 
 def _kind(compute: Curve | float, memory: Curve | float, launch_us: float) -> KindEfficiency:
@@ -176,7 +180,7 @@ _GEMM_ROWS = {16.0: 0.12, 64.0: 0.35, 256.0: 0.55, 1024.0: 0.70, 4096.0: 0.76}
 _GROUPED_ROWS = {1.0: 0.05, 16.0: 0.15, 64.0: 0.30, 256.0: 0.45, 1024.0: 0.55}
 
 # FlashAttention 2 and 3 reach 0.5 to 0.75 on long prompts, and half of it on short ones (their papers' figures).
-_ATTENTION_TOKENS = {16.0: 0.05, 128.0: 0.2, 512.0: 0.4, 2048.0: 0.55}
+_ATTENTION_TOKENS = {16.0: 0.05, 128.0: 0.2, 512.0: 0.4, 2048.0: 0.55}  # over queries of one key head
 
 # Reads of weights and caches reach 0.93 of HBM bandwidth, copies 0.82 (H200, TileOPs issue 1993); small ones less.
 _READ = {1e5: 0.25, 1e6: 0.6, 1e7: 0.85, 1e8: 0.93}

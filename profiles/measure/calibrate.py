@@ -22,7 +22,17 @@ import torch
 from archcompass.blocks.base import Block, Op, Step, known_blocks
 from archcompass.blocks.model.spec import ModelSpec
 from archcompass.blocks.runtime import Context
-from archcompass.profiles.efficiency import ACCELERATOR, PROCESSOR, Curve, Efficiency, KindEfficiency, scaled, seconds
+from archcompass.profiles.efficiency import (
+    ACCELERATOR,
+    PROCESSOR,
+    Curve,
+    Efficiency,
+    KindEfficiency,
+    coordinates,
+    new_tokens,
+    scaled,
+    seconds,
+)
 from archcompass.profiles.hardware import Hardware
 from archcompass.profiles.measure import build
 from archcompass.profiles.measure.clock import repeat
@@ -103,7 +113,7 @@ class _Bench:
         }
         _never_falling(times)
         width = 4 if name == "fp32" else 2
-        moved = {size: (size + 2 * math.isqrt(size)) * width for size in ELEMENTS}
+        moved = {size: float((size + 2 * math.isqrt(size)) * width) for size in ELEMENTS}
         memory = {moved[size]: self._share(moved[size] / self.peaks["bandwidth"], times[1, size]) for size in ELEMENTS}
         compute = tuple(
             tuple(self._share(2.0 * rows * size / self.peaks[name], times[rows, size]) for size in ELEMENTS)
@@ -130,33 +140,48 @@ class _Bench:
         return repeat(cycle, self.device, seconds=0.12, least=2, most=12).ms * 1e-3 / len(weights)
 
     def attention(self, name: str) -> KindEfficiency:
-        """Prompts by length, single steps by depth; 16 heads over 4 key heads of 64 channels."""
-        launch = self._attention(1, 1, name) * 0.8
-        compute, memory = {}, {}
+        """Prompts by length, single steps by depth, with 16 heads of 64 channels over 16 and over 4 key heads."""
+        launch = self._attention(1, 1, 4, name) * 0.8
+        compute = {}
         for new in TOKENS:
-            op = _attention_op(new, new, name)
-            spent = max(self._attention(new, new, name) - launch, 1e-9)
-            compute[float(new)] = self._share(op.flops / self.peaks[name], spent)
-        for keys in KEYS:
-            op = _attention_op(1, keys, name)
-            spent = max(self._attention(1, keys, name) - launch, 1e-9)
-            memory[op.bytes] = self._share(op.bytes / self.peaks["bandwidth"], spent)
-            compute[1.0] = max(compute.get(1.0, 0.0), self._share(op.flops / self.peaks[name], spent))
-        steps = scaled(memory)
-        compute = {1.0: compute[1.0]} | scaled({new: compute[new] for new in sorted(compute) if new > 1})
+            op = _attention_op(new, new, 4, name)
+            spent = max(self._attention(new, new, 4, name) - launch, 1e-9)
+            compute[new_tokens(op)] = self._share(op.flops / self.peaks[name], spent)
+        columns: list[dict[float, float]] = []
+        for key_heads in (16, 4):
+            column = {}
+            for keys in KEYS:
+                op = _attention_op(1, keys, key_heads, name)
+                spent = max(self._attention(1, keys, key_heads, name) - launch, 1e-9)
+                column[op.bytes * 4 / key_heads] = self._share(op.bytes / self.peaks["bandwidth"], spent)
+                single = new_tokens(op)
+                compute[single] = max(compute.get(single, 0.0), self._share(op.flops / self.peaks[name], spent))
+            columns.append(scaled(column))
+        sizes = sorted(columns[1])
+        rows = tuple(
+            (single, grouped, 1.0) for single, grouped in zip(columns[0].values(), columns[1].values(), strict=True)
+        )
         return KindEfficiency(
-            compute=Curve.over(compute),
-            memory=Curve(tuple(steps), (1.0, 16.0), tuple((value, 1.0) for value in steps.values())),
+            compute=Curve.over(dict(sorted(compute.items()))),
+            memory=Curve(tuple(sizes), (1.0, 4.0, 64.0), rows),
             launch_seconds=launch,
         )
 
-    def _attention(self, new: int, keys: int, name: str) -> float:
+    def _attention(self, new: int, keys: int, key_heads: int, name: str) -> float:
         from archcompass.kernels.attention import attention
 
         dtype = build.DTYPES[name]
         q = torch.randn(1, new, 16, 64, device=self.device).to(dtype)
-        k, v = (torch.randn(1, keys, 4, 64, device=self.device).to(dtype) for _ in range(2))
-        return repeat(lambda: attention(q, k, v), self.device, seconds=0.15, least=2, most=20).ms * 1e-3
+        copies = max(1, min(16, _COLD_BYTES // (2 * keys * key_heads * 64 * dtype.itemsize))) if new == 1 else 1
+        caches = [
+            [torch.randn(1, keys, key_heads, 64, device=self.device).to(dtype) for _ in range(2)] for _ in range(copies)
+        ]
+
+        def cycle() -> None:
+            for k, v in caches:
+                attention(q, k, v)
+
+        return repeat(cycle, self.device, seconds=0.15, least=2, most=20).ms * 1e-3 / copies
 
     def blocks(self, table: Efficiency) -> tuple[Efficiency, list[str]]:
         """`table` with the operations of every block, and the names of blocks that were left out."""
@@ -229,7 +254,7 @@ class _Bench:
         single = next(self._memory_share(point) for point in found if point.new_tokens == 1)
         fell = scaled(prompt) if prompt else {1.0: single}
         compute = scaled({
-            float(point.new_tokens): self._share(point.op.flops / self.peaks.get(point.op.compute, 1.0), point.seconds)
+            coordinates(point.op)[0]: self._share(point.op.flops / self.peaks.get(point.op.compute, 1.0), point.seconds)
             for point in found if point.op.flops
         })  # fmt: skip
         return KindEfficiency(
@@ -298,16 +323,16 @@ def _never_falling(times: dict[tuple[int, int], float]) -> None:
             times[rows, size] = max([times[rows, size], *before])
 
 
-def _attention_op(new: int, keys: int, name: str) -> Op:
+def _attention_op(new: int, keys: int, key_heads: int, name: str) -> Op:
     step = Request(precision=name).step(new, keys - new)
-    work = _instance("attention", 16).work(1024, step)
+    work = _instance("attention", 16, key_heads).work(1024, step)
     return next(op for op in work if op.kind == "attention")
 
 
-def _instance(kind: str, heads: int) -> Block:
+def _instance(kind: str, heads: int, key_heads: int = 4) -> Block:
     if kind == "attention":
         return known_blocks()[kind].model_validate(
-            {"num_attention_heads": heads, "num_key_value_heads": 4, "head_dim": 64}
+            {"num_attention_heads": heads, "num_key_value_heads": key_heads, "head_dim": 64}
         )
     return known_blocks()[kind].model_validate({"intermediate_size": 512})
 

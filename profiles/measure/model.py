@@ -180,7 +180,7 @@ def _at_this_pace(
 
 def prefill(model: LanguageModel, ids: torch.Tensor, request: Request) -> Output:
     """The whole prompt, chunk by chunk."""
-    out = model(ids[:, : request.chunk], logits_to_keep=1)
+    out: Output = model(ids[:, : request.chunk], logits_to_keep=1)
     for start in range(request.chunk, request.prompt, request.chunk):
         out = model(ids[:, start : start + request.chunk], out.state, logits_to_keep=1)
     return out

@@ -153,7 +153,8 @@ def _block(spec: ModelSpec, name: str, request: Request, device: torch.device) -
     x = torch.randn(request.batch, request.prompt, spec.hidden_size, device=device).to(dtype)
 
     def prefill() -> tuple[torch.Tensor, BlockState | None]:
-        return layer(x, None, Context(embeddings=x))
+        out: tuple[torch.Tensor, BlockState | None] = layer(x, None, Context(embeddings=x))
+        return out
 
     kept: list[tuple[torch.Tensor, BlockState | None]] = []
     peak, left = tensor_peak_bytes(lambda: kept.append(prefill()), device)
