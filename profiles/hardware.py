@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from difflib import SequenceMatcher
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -264,8 +265,10 @@ def _split_count(text: str) -> tuple[int, str]:
 
 def _unknown(name: str, rest: str) -> UnknownNameError:
     """Names the cards that share the most words with what was asked, else the nearest in spelling."""
-    asked = set(_words(rest))
-    shared = sorted((-len(asked & every), len(own - asked), card.id) for card, own, every in _index())
+    asked, written = set(_words(rest)), rest.replace(" ", "-")
+    shared = sorted(
+        (-len(asked & every), -SequenceMatcher(None, written, card.id).ratio(), card.id) for card, _, every in _index()
+    )
     close = [identifier for hits, _, identifier in shared if hits and hits == shared[0][0]][:4]
     error = UnknownNameError("card", str(name), _by_id())
     if not close:
