@@ -11,7 +11,7 @@ about half its square. Training counts forward and backward, three times the for
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -174,10 +174,22 @@ class Parameters:
         return self.active - self.head
 
     def __add__(self, other: Parameters) -> Parameters:
-        return Parameters(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+        return Parameters(
+            matrix=self.matrix + other.matrix,
+            vector=self.vector + other.vector,
+            idle=self.idle + other.idle,
+            table=self.table + other.table,
+            head=self.head + other.head,
+        )
 
     def __mul__(self, times: int) -> Parameters:
-        return Parameters(**{f.name: getattr(self, f.name) * times for f in fields(self)})
+        return Parameters(
+            matrix=self.matrix * times,
+            vector=self.vector * times,
+            idle=self.idle * times,
+            table=self.table * times,
+            head=self.head * times,
+        )
 
     def bytes(self, precision: Precision, high_bytes: int = 2) -> float:
         """Bytes of the stored weights: matrices in `precision`, the rest in `high_bytes` each.
@@ -291,6 +303,10 @@ class Block(BaseModel):
         """Learned numbers at `width` channels."""
         raise TypeError(f"{type(self).__name__} does not state its parameters")
 
+    def own_parameters(self, width: int) -> Parameters:
+        """The part of `parameters` that every place has for itself where a model shares this block's weights."""
+        return Parameters()
+
     def work(self, width: int, step: Step) -> list[Op]:
         """What the machine runs in one call."""
         raise TypeError(f"{type(self).__name__} does not state its work")
@@ -350,6 +366,8 @@ def block_class(kind: str) -> type[Block]:
     Raises:
         UnknownNameError: no block is called so; lists the nearest kinds.
     """
+    if kind not in BLOCKS and (Path(__file__).parent / kind / "spec.py").is_file():
+        import_module(f"archcompass.blocks.{kind}.spec")
     if kind not in BLOCKS and kind not in known_blocks():
         raise UnknownNameError("block kind", kind, known_blocks())
     return BLOCKS[kind]

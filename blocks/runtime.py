@@ -80,6 +80,25 @@ class FixedState(BlockState):
         return type(self)(**{name: tensor.clone() for name, tensor in self.tensors().items()})
 
 
+class CompoundState(BlockState):
+    """The states of a block's parts, by name; their tensors are called "part.tensor"."""
+
+    def __init__(self, parts: dict[str, BlockState | None]) -> None:
+        self.parts = parts
+
+    def tensors(self) -> dict[str, Tensor]:
+        kept = ((part, state.tensors()) for part, state in self.parts.items() if state is not None)
+        return {f"{part}.{name}": tensor for part, tensors in kept for name, tensor in tensors.items()}
+
+    def copy(self) -> CompoundState:
+        return CompoundState({part: state and state.copy() for part, state in self.parts.items()})
+
+
+def part_of(state: BlockState | None, part: str) -> BlockState | None:
+    """The state of one part of a block, or None when there is none yet."""
+    return state.parts.get(part) if isinstance(state, CompoundState) else None
+
+
 class GrowingState(BlockState):
     """Tensors [batch, tokens, ...] that grow with the context, with room to spare so that a step copies nothing.
 
@@ -200,6 +219,13 @@ class BlockModule(nn.Module):
 
     def reset_parameters(self) -> None:
         """Fills this module's own parameters with the start of a training run; its children's are filled already."""
+
+    def twin(self, layer: int) -> BlockModule:
+        """This block at one more place of a model that shares its weights; `layer` is the depth there.
+
+        The module itself, unless a block has something at every place (`Block.own_parameters`).
+        """
+        return self
 
     def forward(
         self, x: Tensor, state: BlockState | None = None, context: Context | None = None

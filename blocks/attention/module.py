@@ -13,16 +13,19 @@ from archcompass.kernels.attention import attention
 
 
 class AttentionModule(BlockModule):
-    """x [batch, time, width] -> [batch, time, width]; state: key and value [batch, tokens, kv_heads, head_dim]."""
+    """x [batch, time, width] -> [batch, time, out_width]; state: key and value [batch, tokens, kv_heads, head_dim].
+
+    `out_width` is the width unless a block that contains this one says otherwise.
+    """
 
     spec: Attention
 
-    def __init__(self, spec: Attention, width: int) -> None:
+    def __init__(self, spec: Attention, width: int, out_width: int | None = None) -> None:
         super().__init__(spec, width)
         gate = spec.query_width if spec.output_gate else 0
         self.sections = [spec.query_width + gate, spec.key_width, spec.key_width]
         self.qkv = Linear(width, sum(self.sections), bias=spec.qkv_bias)
-        self.output = Linear(spec.query_width, width, bias=spec.output_bias)
+        self.output = Linear(spec.query_width, out_width or width, bias=spec.output_bias)
         self.query_norm, self.key_norm = self._norm(spec.query_width), self._norm(spec.key_width)
         self.sinks = nn.Parameter(torch.empty(spec.num_attention_heads)) if spec.sinks else None
 
@@ -40,8 +43,15 @@ class AttentionModule(BlockModule):
     def forward(
         self, x: Tensor, state: BlockState | None = None, context: Context | None = None
     ) -> tuple[Tensor, BlockState | None]:
+        x = x if self.spec.in_multiplier == 1.0 else x * self.spec.in_multiplier
+        return self.mix(self.qkv(x), state, context)
+
+    def mix(
+        self, projected: Tensor, state: BlockState | None, context: Context | None
+    ) -> tuple[Tensor, BlockState | None]:
+        """All that comes after the first projection: projected [batch, time, queries, gate, keys and values]."""
         context = context or Context(past=len(state) if isinstance(state, GrowingState) else 0)
-        query, key, value, gate = self._project(x if self.spec.in_multiplier == 1.0 else x * self.spec.in_multiplier)
+        query, key, value, gate = self._project(projected)
         query, key = self._place(query, key, context)
         key, value, state, first = self._remember(key, value, state, context)
         out = self._attend(query, key, value, first, context.padding).flatten(2)
@@ -94,9 +104,9 @@ class AttentionModule(BlockModule):
         assert isinstance(out, Tensor)
         return out
 
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def _project(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Queries, keys and values [batch, time, heads, head_dim], and the gate [batch, time, query width]."""
-        query, key, value = self.qkv(x).split(self.sections, dim=-1)
+        query, key, value = projected.split(self.sections, dim=-1)
         gate = None
         if self.spec.output_gate:
             query, gate = query.chunk(2, dim=-1)

@@ -22,15 +22,18 @@ class GatedMLPModule(BlockModule):
     def forward(
         self, x: Tensor, state: BlockState | None = None, context: Context | None = None
     ) -> tuple[Tensor, BlockState | None]:
-        hidden = self.inward(x)
+        return self.finish(self.inward(x)), state
+
+    def finish(self, hidden: Tensor) -> Tensor:
+        """All that comes after the first projection: [batch, time, inward] -> [batch, time, width]."""
         if self.spec.gated:
             gate, up = hidden.chunk(2, dim=-1)
             gate = gate if self.spec.gate_multiplier == 1.0 else gate * self.spec.gate_multiplier
             hidden = self.activation(gate) * up
         else:
             hidden = self.activation(hidden)
-        y = self.down(hidden)
-        return y if self.spec.down_multiplier == 1.0 else y * self.spec.down_multiplier, state
+        y: Tensor = self.down(hidden)
+        return y if self.spec.down_multiplier == 1.0 else y * self.spec.down_multiplier
 
 
 def build(spec: Block, width: int, layer: int) -> BlockModule:

@@ -79,23 +79,34 @@ class LanguageModel(nn.Module):
         spec: the description it was built from.
     """
 
+    _shared: dict[str, BlockModule]
+
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
         width = spec.hidden_size
         self.embedding = spec.embedding.build(width)
+        # A plain dict, hidden from torch: each shared block is registered where it stands, not once more here.
+        object.__setattr__(self, "_shared", {})
         self.layers = nn.ModuleList(self._sublayers())
         self.norm = spec.norm.build(width) if spec.norm is not None else None
         self.head = spec.head.build(width)
 
     def _sublayers(self) -> list[Sublayer]:
         spec, width = self.spec, self.spec.hidden_size
-        shared = {name: spec.blocks[name].build(width) for name in spec.shared}
         return [
-            Sublayer(spec.residual_of(name), shared.get(name) or spec.blocks[name].build(width, depth), width)
+            Sublayer(spec.residual_of(name), self._block(name, depth), width)
             for depth, layer in enumerate(spec.expanded)
             for name in layer
         ]
+
+    def _block(self, name: str, depth: int) -> BlockModule:
+        if name in self._shared:
+            return self._shared[name].twin(depth)
+        block = self.spec.blocks[name].build(self.spec.hidden_size, depth)
+        if name in self.spec.shared:
+            self._shared[name] = block
+        return block
 
     @classmethod
     def from_spec(

@@ -73,7 +73,8 @@ class ModelSpec(BaseModel):
         layers: the pattern over those names (see pattern.py); depth is derived.
         residual: how sublayers join the stream; `residuals` says otherwise for a named block.
         norm: the final norm, or None.
-        shared: names whose weights are one and the same at every place they stand (Zamba2).
+        shared: names whose weights are one and the same at every place they stand (Zamba2), but for what the block says
+            every place has for itself.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -162,6 +163,11 @@ class ModelSpec(BaseModel):
 
     def parameters(self) -> Parameters:
         """Learned numbers of the whole model; tied and shared weights count once."""
+        return self.counted
+
+    @cached_property
+    def counted(self) -> Parameters:
+        """`parameters()`, counted once: a frozen model never changes."""
         width = self.hidden_size
         total = self.embedding.parameters(width) + self.head.parameters(width)
         if self.tie_word_embeddings:
@@ -170,7 +176,11 @@ class ModelSpec(BaseModel):
             total = total + self.norm.parameters(width)
         for name, count in self.counts.items():
             residual = self.residual_of(name)
-            total = total + self.blocks[name].parameters(width) * (1 if name in self.shared else count)
+            block = self.blocks[name]
+            if name in self.shared:
+                total = total + block.parameters(width) + block.own_parameters(width) * (count - 1)
+            else:
+                total = total + block.parameters(width) * count
             total = total + residual.norm.parameters(width) * (residual.norms * count)
         return total
 

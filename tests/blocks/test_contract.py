@@ -26,9 +26,14 @@ TIMED = [case for case in CASES if case.values[0].traits.role in ("mixer", "chan
 BATCH, TIME = 2, 23
 
 
-@lru_cache(maxsize=8)
 def build(spec: Block, dtype: torch.dtype = torch.float64, device: str = "cpu") -> BlockModule:
     """The module with every parameter moved off its start, so that no bias is zero and no norm is one."""
+    return _built(spec.model_dump_json(), type(spec), dtype, device)
+
+
+@lru_cache(maxsize=8)
+def _built(said: str, kind: type[Block], dtype: torch.dtype, device: str) -> BlockModule:
+    spec = kind.model_validate_json(said)
     torch.manual_seed(0)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -84,6 +89,15 @@ def total_flops(spec: Block, step: Step) -> float:
 def test_parameters_are_those_of_the_module(spec: Block) -> None:
     module = build(spec, torch.float32, "meta")
     assert spec.parameters(TINY_WIDTH).total == sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("spec", TIMED)
+def test_a_twin_shares_all_but_what_every_place_has_for_itself(spec: Block) -> None:
+    first = build(spec, torch.float32, "meta")
+    with torch.device("meta"):
+        both = nn.ModuleList([first, first.twin(1)])
+    own, all_of_it = spec.own_parameters(TINY_WIDTH), spec.parameters(TINY_WIDTH)
+    assert sum(parameter.numel() for parameter in both.parameters()) == (all_of_it + own).total
 
 
 @pytest.mark.parametrize("spec", CASES)
@@ -254,17 +268,13 @@ def test_gradients_reach_every_parameter_and_are_right(spec: Block) -> None:
     def outputs(context: Context, x: Tensor, *values: Tensor) -> Tensor:
         return functional_call(module, dict(zip(named, values, strict=True)), (x, None, context))[0]
 
-    def fresh() -> Context:
-        return Context(keep_state=False, embeddings=0.5 * x.detach().flip(-1))
+    def fresh(x: Tensor) -> Context:
+        return Context(keep_state=False, embeddings=0.5 * x.flip(-1))
 
-    context = fresh()
-    try:
-        module.train()
-        loss = outputs(context, x, *named.values()).square().sum() + sum(
-            sum(parts) for parts in context.losses.values()
-        )
-    finally:
-        module.eval()
+    context = fresh(x)
+    module.train()
+    loss = outputs(context, x, *named.values()).square().sum() + sum(sum(parts) for parts in context.losses.values())
+    module.eval()
     gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
     untouched = [name for name, g in zip(named, gradients, strict=True) if g is None or not g.any()]
     assert not untouched

@@ -1,0 +1,1 @@
+"""A mixer guided by a transformer block that several places share (Zamba2)."""

@@ -1,0 +1,1 @@
+"""Several blocks on one input, their outputs summed."""
