@@ -366,11 +366,19 @@ def block_class(kind: str) -> type[Block]:
     Raises:
         UnknownNameError: no block is called so; lists the nearest kinds.
     """
-    if kind not in BLOCKS and (Path(__file__).parent / kind / "spec.py").is_file():
-        import_module(f"archcompass.blocks.{kind}.spec")
+    if kind not in BLOCKS and kind.isidentifier():
+        _import_own(kind)
     if kind not in BLOCKS and kind not in known_blocks():
         raise UnknownNameError("block kind", kind, known_blocks())
     return BLOCKS[kind]
+
+
+def _import_own(kind: str) -> None:
+    """Imports the folder that `kind` is named after, whole or by its first word ("rwkv6_time_mix"), if there is one."""
+    for folder in (kind, kind.partition("_")[0]):
+        if (Path(__file__).parent / folder / "spec.py").is_file():
+            import_module(f"archcompass.blocks.{folder}.spec")
+            return
 
 
 def _resolve(value: Any, _handler: ValidatorFunctionWrapHandler) -> Block:
