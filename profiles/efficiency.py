@@ -142,13 +142,15 @@ def coordinates(op: Op) -> tuple[float, float]:
     """The two sizes that decide how well an op computes.
 
     Matrix products: (rows, elements of the weight); grouped ones: (rows per touched expert, elements of one expert's
-    weight); all others: (`new_tokens`, FLOPs per one of them).
+    weight); attention: (new tokens, query heads per key head); all others: (`new_tokens`, FLOPs per one of them).
     """
     shape = op.shape
     if op.kind == "gemm" and len(shape) == 3:
         return float(shape[0]), float(shape[1] * shape[2])
     if op.kind == "grouped_gemm" and len(shape) == 4:
         return max(shape[0] / shape[3], 1.0), float(shape[1] * shape[2])
+    if op.kind == "attention" and len(shape) > 3:
+        return float(shape[3]), shape[1] / max(shape[2], 1)
     steps = new_tokens(op)
     return steps, max(op.flops / steps, 1.0)
 
@@ -180,7 +182,7 @@ _GEMM_ROWS = {16.0: 0.12, 64.0: 0.35, 256.0: 0.55, 1024.0: 0.70, 4096.0: 0.76}
 _GROUPED_ROWS = {1.0: 0.05, 16.0: 0.15, 64.0: 0.30, 256.0: 0.45, 1024.0: 0.55}
 
 # FlashAttention 2 and 3 reach 0.5 to 0.75 on long prompts, and half of it on short ones (their papers' figures).
-_ATTENTION_TOKENS = {16.0: 0.05, 128.0: 0.2, 512.0: 0.4, 2048.0: 0.55}  # over queries of one key head
+_ATTENTION_TOKENS = {16.0: 0.05, 128.0: 0.2, 512.0: 0.4, 2048.0: 0.55}
 
 # Reads of weights and caches reach 0.93 of HBM bandwidth, copies 0.82 (H200, TileOPs issue 1993); small ones less.
 _READ = {1e5: 0.25, 1e6: 0.6, 1e7: 0.85, 1e8: 0.93}

@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from difflib import SequenceMatcher
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -264,20 +263,15 @@ def _split_count(text: str) -> tuple[int, str]:
 
 
 def _unknown(name: str, rest: str) -> UnknownNameError:
-    """Names the cards that share the most words with what was asked, else the nearest in spelling."""
-    asked, written = set(_words(rest)), rest.replace(" ", "-")
-    shared = sorted(
-        (-len(asked & every), -SequenceMatcher(None, written, card.id).ratio(), card.id) for card, _, every in _index()
-    )
+    """Names the cards that share the most telling words with what was asked, else the nearest in spelling."""
+    asked = {word for word in _words(rest) if word not in ("rtx", "gtx", "rx")}
+    shared = sorted((-len(asked & every), len(own - asked), card.id) for card, own, every in _index())
     close = [identifier for hits, _, identifier in shared if hits and hits == shared[0][0]][:4]
-    error = UnknownNameError("card", str(name), _by_id())
-    if not close:
-        return error
-    error.nearest = close
-    error.args = (
-        f"card {name!r} is not known, or could be several; nearest: {', '.join(close)}"
-        " (or describe it by memory, bandwidth and tflops)",
-    )
+    error = UnknownNameError("card", str(name)[:80], _by_id())
+    if close:
+        error.nearest = close
+    listed = f"; nearest: {', '.join(error.nearest)}" if error.nearest else ""
+    error.args = (f"card {str(name)[:80]!r} is not known, or could be several{listed} (or describe it by hand)",)
     return error
 
 

@@ -29,7 +29,6 @@ from archcompass.profiles.efficiency import (
     Efficiency,
     KindEfficiency,
     coordinates,
-    new_tokens,
     scaled,
     seconds,
 )
@@ -142,28 +141,29 @@ class _Bench:
     def attention(self, name: str) -> KindEfficiency:
         """Prompts by length, single steps by depth, with 16 heads of 64 channels over 16 and over 4 key heads."""
         launch = self._attention(1, 1, 4, name) * 0.8
-        compute = {}
-        for new in TOKENS:
-            op = _attention_op(new, new, 4, name)
-            spent = max(self._attention(new, new, 4, name) - launch, 1e-9)
-            compute[new_tokens(op)] = self._share(op.flops / self.peaks[name], spent)
-        columns: list[dict[float, float]] = []
+        computing: list[dict[float, float]] = []
+        moving: list[dict[float, float]] = []
         for key_heads in (16, 4):
-            column = {}
+            compute, memory = {1.0: 0.0}, {}
             for keys in KEYS:
                 op = _attention_op(1, keys, key_heads, name)
                 spent = max(self._attention(1, keys, key_heads, name) - launch, 1e-9)
-                column[op.bytes * 4 / key_heads] = self._share(op.bytes / self.peaks["bandwidth"], spent)
-                single = new_tokens(op)
-                compute[single] = max(compute.get(single, 0.0), self._share(op.flops / self.peaks[name], spent))
-            columns.append(scaled(column))
-        sizes = sorted(columns[1])
-        rows = tuple(
-            (single, grouped, 1.0) for single, grouped in zip(columns[0].values(), columns[1].values(), strict=True)
-        )
+                memory[op.bytes * 4 / key_heads] = self._share(op.bytes / self.peaks["bandwidth"], spent)
+                compute[1.0] = max(compute[1.0], self._share(op.flops / self.peaks[name], spent))
+            for new in TOKENS:
+                op = _attention_op(new, new, key_heads, name)
+                spent = max(self._attention(new, new, key_heads, name) - launch, 1e-9)
+                compute[float(new)] = self._share(op.flops / self.peaks[name], spent)
+            computing.append(compute)
+            moving.append(scaled(memory))
+        single, grouped = moving
         return KindEfficiency(
-            compute=Curve.over(dict(sorted(compute.items()))),
-            memory=Curve(tuple(sizes), (1.0, 4.0, 64.0), rows),
+            compute=Curve(tuple(computing[0]), (1.0, 4.0), tuple(zip(*(c.values() for c in computing), strict=True))),
+            memory=Curve(
+                tuple(grouped),
+                (1.0, 4.0, 64.0),
+                tuple((one, four, 1.0) for one, four in zip(single.values(), grouped.values(), strict=True)),
+            ),
             launch_seconds=launch,
         )
 

@@ -10,7 +10,13 @@ from archcompass.profiles import tables
 
 
 def attention(heads: int, key_heads: int, dim: int, **more: Any) -> dict[str, Any]:
-    return {"kind": "attention", "num_attention_heads": heads, "num_key_value_heads": key_heads, "head_dim": dim, **more}
+    return {
+        "kind": "attention",
+        "num_attention_heads": heads,
+        "num_key_value_heads": key_heads,
+        "head_dim": dim,
+        **more,
+    }
 
 
 def mlp(size: int) -> dict[str, Any]:

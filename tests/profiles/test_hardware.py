@@ -121,7 +121,14 @@ def test_a_machine_can_be_described_by_hand() -> None:
 
 @pytest.mark.parametrize(
     "flags",
-    [{"vram": "0GB"}, {"vram": "24 bananas"}, {"bandwidth": "fast"}, {"tflops": -1}, {"vram": float("nan")}, {"count": 0}],
+    [
+        {"vram": "0GB"},
+        {"vram": "24 bananas"},
+        {"bandwidth": "fast"},
+        {"tflops": -1},
+        {"vram": float("nan")},
+        {"count": 0},
+    ],
 )
 def test_an_impossible_description_is_refused(flags: dict[str, object]) -> None:
     with pytest.raises(InputError):

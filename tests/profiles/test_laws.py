@@ -53,7 +53,9 @@ def never_less(little: Prediction, much: Prediction) -> None:
 
 @few
 @given(models(), machines(), st.integers(1, 40_000), st.integers(1, 40_000), st.integers(1, 9))
-def test_more_context_never_costs_less(shape: dict[str, Any], card: Hardware, prompt: int, more: int, batch: int) -> None:
+def test_more_context_never_costs_less(
+    shape: dict[str, Any], card: Hardware, prompt: int, more: int, batch: int
+) -> None:
     spec = build(**shape)
     asked = [Request(prompt=length, generate=16, batch=batch) for length in (prompt, prompt + more)]
     never_less(*(predict(spec, request, card) for request in asked))
@@ -61,7 +63,9 @@ def test_more_context_never_costs_less(shape: dict[str, Any], card: Hardware, pr
 
 @few
 @given(models(), machines(), st.integers(1, 300), st.integers(1, 100), st.sampled_from([1, 100, 4096]))
-def test_more_sequences_never_cost_less(shape: dict[str, Any], card: Hardware, batch: int, more: int, prompt: int) -> None:
+def test_more_sequences_never_cost_less(
+    shape: dict[str, Any], card: Hardware, batch: int, more: int, prompt: int
+) -> None:
     spec = build(**shape)
     asked = [Request(prompt=prompt, generate=16, batch=count, prefill_tokens=2**22) for count in (batch, batch + more)]
     never_less(*(predict(spec, request, card) for request in asked))

@@ -115,7 +115,8 @@ def test_impossible_numbers_are_refused(asked: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize(
-    "asked", [{"precision": "int5"}, {"kv_precision": "fp9"}, {"mode": "train"}, {"engine": "vlm"}, {"optimizer": "adam"}]
+    "asked",
+    [{"precision": "int5"}, {"kv_precision": "fp9"}, {"mode": "train"}, {"engine": "vlm"}, {"optimizer": "adam"}],
 )
 def test_unknown_choices_are_refused_with_the_nearest(asked: dict[str, str]) -> None:
     with pytest.raises(UnknownNameError, match="nearest"):
