@@ -3,7 +3,8 @@
 The gradients of the hidden states and of the head are computed in the forward pass, when the logits are at hand
 (Hsu et al. 2024, Liger Kernel, arXiv 2410.10989, section 3.2): backward only multiplies them by the incoming scalar.
 One weight per token (1/count for the mean, 1 for the sum) makes one code of both reductions; unreduced losses take a
-backward of their own that computes the logits again.
+backward of their own that computes the logits again. The matrix products are torch's; what lies between them is plain
+torch, or with `fused` one Triton kernel.
 """
 
 from typing import Any
@@ -23,10 +24,17 @@ def chunk_tokens(vocab: int) -> int:
 
 
 def losses_of(
-    hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, soft_cap: float | None, scale: float, chunk: int
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    ignore_index: int,
+    soft_cap: float | None,
+    scale: float,
+    chunk: int,
+    fused: bool,
 ) -> Tensor:
     """Unreduced losses [tokens], 0 where ignored, at least float32."""
-    losses: Tensor = _losses(hidden, weight, targets, ignore_index, soft_cap, scale, chunk)
+    losses: Tensor = _losses(hidden, weight, targets, ignore_index, soft_cap, scale, chunk, fused)
     return losses
 
 
@@ -39,21 +47,29 @@ def weighted_loss(
     soft_cap: float | None,
     scale: float,
     chunk: int,
+    fused: bool,
 ) -> Tensor:
     """Σ token_weight loss, a scalar whose gradients are ready when it is."""
-    settings = (ignore_index, soft_cap, scale, chunk)
+    settings = (ignore_index, soft_cap, scale, chunk, fused)
     loss: Tensor = _loss_and_gradients(hidden, weight, targets, token_weights, *settings)[0]
     return loss
 
 
 @torch.library.custom_op("archcompass::linear_cross_entropy", mutates_args=())
 def _losses(
-    hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, soft_cap: float | None, scale: float, chunk: int
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    ignore_index: int,
+    soft_cap: float | None,
+    scale: float,
+    chunk: int,
+    fused: bool,
 ) -> Tensor:
     losses = hidden.new_empty(targets.shape, dtype=_wide(hidden))
     for span in _chunks(targets, chunk):
-        logits, _ = _logits(hidden[span], weight, soft_cap, scale)
-        losses[span] = _loss(logits, targets[span], ignore_index)[0]
+        logits = hidden[span] @ weight.t()
+        losses[span] = _step(fused)(logits, targets[span], None, ignore_index, soft_cap, scale)[0]
     return losses
 
 
@@ -72,24 +88,17 @@ def _loss_and_gradients(
     soft_cap: float | None,
     scale: float,
     chunk: int,
+    fused: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     total = hidden.new_zeros((), dtype=_wide(hidden))
     d_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format)
-    spans = list(_chunks(targets, chunk))
+    spans = _chunks(targets, chunk)
     # Low-precision gradients of several chunks are summed in float32.
     d_weight = torch.zeros_like(weight, dtype=_wide(weight) if len(spans) > 1 else weight.dtype)
     for span in spans:
-        h, target, share = hidden[span], targets[span], token_weights[span]
-        logits, capped = _logits(h, weight, soft_cap, scale)
-        losses, log_sum = _loss(logits, target, ignore_index)
+        h, share = hidden[span], token_weights[span]
+        losses, d_logits = _step(fused)(h @ weight.t(), targets[span], share, ignore_index, soft_cap, scale)
         total += (losses * share).sum()
-        share = share * (target != ignore_index)
-        d_logits = logits.sub_(log_sum.unsqueeze(-1)).exp_()
-        d_logits[torch.arange(len(target), device=target.device), target.clamp(min=0)] -= 1.0
-        d_logits *= share.unsqueeze(-1) * scale
-        if capped is not None:
-            d_logits *= capped
-        d_logits = d_logits.to(h.dtype)
         torch.mm(d_logits, weight, out=d_hidden[span])
         if d_weight.dtype == h.dtype:
             d_weight.addmm_(d_logits.t(), h)
@@ -112,7 +121,7 @@ def _setup_ready(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor
 
 def _gradient_ready(ctx: Any, grad: Tensor, *_unused: Any) -> tuple[Tensor | None, ...]:
     d_hidden, d_weight = (x * grad.to(x.dtype) for x in ctx.saved_tensors)
-    return d_hidden, d_weight, *[None] * 6
+    return d_hidden, d_weight, *[None] * 7
 
 
 _loss_and_gradients.register_autograd(_gradient_ready, setup_context=_setup_ready)
@@ -125,7 +134,7 @@ def _setup_losses(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _gradient_losses(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     _, d_hidden, d_weight = _loss_and_gradients(*ctx.saved_tensors, grad, *ctx.settings)
-    return d_hidden, d_weight, *[None] * 5
+    return d_hidden, d_weight, *[None] * 6
 
 
 _losses.register_autograd(_gradient_losses, setup_context=_setup_losses)
@@ -156,16 +165,32 @@ def _chunks(targets: Tensor, chunk: int) -> list[slice]:
     return [slice(start, start + chunk) for start in range(0, targets.shape[0], chunk)]
 
 
-def _logits(hidden: Tensor, weight: Tensor, soft_cap: float | None, scale: float) -> tuple[Tensor, Tensor | None]:
-    """Scaled and capped logits, and the cap's derivative if there is one."""
-    logits = (hidden @ weight.t()).to(_wide(hidden)) * scale
-    if soft_cap is None:
-        return logits, None
-    squashed = torch.tanh(logits / soft_cap)
-    return soft_cap * squashed, 1 - squashed.square()
+def _step(fused: bool) -> Any:
+    if fused:
+        from archcompass.kernels.cross_entropy.triton_loss import loss_and_slope
+
+        return loss_and_slope
+    return _loss_and_slope
 
 
-def _loss(logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
-    log_sum = logits.logsumexp(-1)
-    picked = logits.gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-    return (log_sum - picked).masked_fill(targets == ignore_index, 0.0), log_sum
+def _loss_and_slope(
+    logits: Tensor, targets: Tensor, share: Tensor | None, ignore_index: int, soft_cap: float | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Losses [tokens] and, where `share` [tokens] is given, Σ share loss differentiated by the logits, in their type."""
+    scaled = logits.to(_wide(logits)) * scale
+    squashed = None
+    if soft_cap is not None:
+        squashed = torch.tanh(scaled / soft_cap)
+        scaled = soft_cap * squashed
+    known = targets != ignore_index
+    target = targets.masked_fill(~known, 0).unsqueeze(-1)
+    log_sum = scaled.logsumexp(-1, keepdim=True)
+    losses = (log_sum - scaled.gather(-1, target)).squeeze(-1) * known
+    if share is None:
+        return losses, logits
+    slope = scaled.sub_(log_sum).exp_()
+    slope.scatter_add_(-1, target, torch.full_like(log_sum, -1.0))
+    slope *= (share * known * scale).unsqueeze(-1)
+    if squashed is not None:
+        slope *= 1 - squashed.square()
+    return losses, slope.to(logits.dtype)

@@ -48,7 +48,7 @@ def linear_cross_entropy(
         return linear_cross_entropy_reference(
             hidden, weight, targets, ignore_index=ignore_index, soft_cap=soft_cap, scale=scale, reduction=reduction
         )
-    rest = (ignore_index, soft_cap, scale, chunk or chunk_tokens(weight.shape[0]))
+    rest = (ignore_index, soft_cap, scale, chunk or chunk_tokens(weight.shape[0]), choice.backend == "triton")
     learning = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     if reduction != "none" and learning:
         return weighted_loss(hidden, weight, targets, _token_weights(hidden, targets, ignore_index, reduction), *rest)
@@ -58,7 +58,8 @@ def linear_cross_entropy(
 
 def explain(hidden: Tensor, *, backend: str = "auto", strict: bool = False) -> Choice:
     """Which implementation `linear_cross_entropy` takes for `hidden`, and why."""
-    return choose("linear_cross_entropy", backend, hidden.device, refusals={"triton": "not written yet"}, strict=strict)
+    refusals = {"triton": "the kernel sums in float32, and hidden is float64"} if hidden.dtype == torch.float64 else {}
+    return choose("linear_cross_entropy", backend, hidden.device, refusals=refusals, strict=strict)
 
 
 def _token_weights(hidden: Tensor, targets: Tensor, ignore_index: int, reduction: str) -> Tensor:

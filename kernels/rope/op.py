@@ -29,12 +29,17 @@ def rotate(
     choice = explain(x, backend=backend, strict=strict)
     if choice.backend == "reference":
         return rotate_reference(x, cos, sin, interleaved=interleaved)
+    if choice.backend == "triton":
+        from archcompass.kernels.rope.triton_rope import rotate_triton
+
+        return rotate_triton(x, cos, sin, interleaved)
     return _rotate_torch(x, cos, sin, interleaved)
 
 
 def explain(x: Tensor, *, backend: str = "auto", strict: bool = False) -> Choice:
     """Which implementation `rotate` takes for `x`, and why."""
-    return choose("rotate", backend, x.device, refusals={"triton": "not written yet"}, strict=strict)
+    refusals = {"triton": "the kernel computes in float32, and x is float64"} if x.dtype == torch.float64 else {}
+    return choose("rotate", backend, x.device, refusals=refusals, strict=strict)
 
 
 def _rotate_torch(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
