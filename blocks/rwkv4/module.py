@@ -12,6 +12,7 @@ from archcompass.blocks.rwkv4.spec import RWKV4ChannelMix, RWKV4TimeMix
 from archcompass.blocks.time_mixing import ShiftState, hide, keeps, previous, wide
 from archcompass.kernels.diagonal_scan import diagonal_scan
 
+SEGMENT = 256  # tokens whose sums are computed together: what they touch stays in a CPU's cache
 NOTHING = -1e38  # the exponent of an empty sum, and the key of a token that must not count
 
 
@@ -54,23 +55,33 @@ class RWKV4TimeMixModule(BlockModule):
         shifted = previous(x, None if before is None else before.shift)
         key, value, receptance = (torch.lerp(shifted, x, share) for share in self.mix)
         k, v, r = self._only_real(wide(self.key(key)), context), self.value(value), self.receptance(receptance)
-        y, sums = self._weighted_mean(k, wide(v), before)
-        y = self.output(r.sigmoid() * y.to(x.dtype))
-        return y, RWKV4State(x[:, -1].clone(), *sums) if keeps(context) else None
+        sums, means = self._first_sums(k, before), []
+        for some_k, some_v in zip(k.split(SEGMENT, dim=1), v.split(SEGMENT, dim=1), strict=True):
+            mean, sums = self._weighted_mean(some_k, wide(some_v), *sums)
+            means.append(mean)
+        y = self.output(r.sigmoid() * torch.cat(means, dim=1).to(x.dtype))
+        after = RWKV4State(x[:, -1].clone(), *sums[0].unbind(1), sums[1].clone()) if keeps(context) else None
+        return y, after
 
     def _only_real(self, k: Tensor, context: Context | None) -> Tensor:
         """Keys [batch, time, channels]; those of padding weigh nothing."""
         real = None if context is None else context.real(k.shape[1], k.device)
         return k if real is None else k.masked_fill(~real, NOTHING)
 
-    def _weighted_mean(self, k: Tensor, v: Tensor, before: RWKV4State | None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """wkv [batch, time, channels], and numerator, denominator and exponent after the last token.
+    def _first_sums(self, k: Tensor, before: RWKV4State | None) -> tuple[Tensor, Tensor]:
+        """Numerator and denominator together [batch, 2, channels], and their exponent [batch, channels]."""
+        if before is None:
+            return k.new_zeros(k.shape[0], 2, k.shape[2]), k.new_full((k.shape[0], k.shape[2]), NOTHING)
+        sums = torch.stack([before.numerator, before.denominator], dim=1)
+        return sums.to(k.dtype), before.exponent.to(k.dtype)
+
+    def _weighted_mean(self, k: Tensor, v: Tensor, sums: Tensor, m: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """wkv [batch, time, channels], and the sums and their exponent after the last token.
 
         All sums are kept divided by e^m, where m_t = max(m_{t-1} + w, k_t) is the largest exponent in them, so that no
         exponential is large. The quotient does not depend on m.
         """
         w, u = -wide(self.decay).exp(), wide(self.bonus)
-        sums, m = self._sums_before(k, before)
         old, new = self._exponents(k.detach(), w.detach(), m)
         weight = (k - new).exp()
         seen, last = diagonal_scan(old + w - new, torch.stack([weight * v, weight], dim=2), initial_state=sums)
@@ -78,14 +89,7 @@ class RWKV4TimeMixModule(BlockModule):
         largest = torch.maximum(old, u + k)
         past, present = (old - largest).exp(), (u + k - largest).exp()
         y = (past * numerator + present * v) / (past * denominator + present)
-        return y, (*last.unbind(1), new[:, -1])
-
-    def _sums_before(self, k: Tensor, before: RWKV4State | None) -> tuple[Tensor, Tensor]:
-        """Numerator and denominator together [batch, 2, channels], and their exponent [batch, channels]."""
-        if before is None:
-            return k.new_zeros(k.shape[0], 2, k.shape[2]), k.new_full((k.shape[0], k.shape[2]), NOTHING)
-        sums = torch.stack([before.numerator, before.denominator], dim=1)
-        return sums.to(k.dtype), before.exponent.to(k.dtype)
+        return y, (last, new[:, -1])
 
     def _exponents(self, k: Tensor, w: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
         """m before and after every token, [batch, time, channels]: m_t = w t + max(m_0, max_{i ≤ t}(k_i - w i)).

@@ -56,4 +56,4 @@ def _pass_state(kept: Tensor, written: Tensor, state: Tensor) -> tuple[Tensor, T
 
 def _exp(x: Tensor) -> Tensor:
     """e^x, and exactly zero where that is too small to matter."""
-    return F.threshold(x, SMALLEST_EXPONENT[x.dtype], -torch.inf).exp()
+    return F.threshold(x, SMALLEST_EXPONENT[x.dtype], -torch.inf).exp_()
