@@ -30,9 +30,14 @@ class Choice:
     rejected: Mapping[str, str] = field(default_factory=dict)
 
 
-@cache
+@torch.compiler.assume_constant_result  # asked once when compiling, and not traced into
 def triton_obstacle(device_type: str) -> str | None:
     """Why Triton kernels cannot run on this kind of device, or None when they can."""
+    return _obstacle(device_type)
+
+
+@cache
+def _obstacle(device_type: str) -> str | None:
     if find_spec("triton") is None:
         return "triton is not installed"
     if interpreting():

@@ -13,8 +13,9 @@ HALF = {"element_bytes": 2}
 STATE = Table(
     "delta_rule.state",
     (
-        Row(Tile({"BLOCK_V": 32}, warps=4, stages=2), upto=HALF | {"key_dim": 64}),
+        Row(Tile({"BLOCK_V": 32}, warps=4, stages=2), upto=HALF | {"key_dim": 64}, capabilities=(80, 90)),
         Row(Tile({"BLOCK_V": 32}, warps=4, stages=1), upto=HALF | {"key_dim": 128}),
+        Row(Tile({"BLOCK_V": 16}, warps=4, stages=1), upto={"key_dim": 128}, capabilities=(90, 90)),
         Row(Tile({"BLOCK_V": 16}, warps=8, stages=1)),
     ),
 )
@@ -22,14 +23,15 @@ STATE_BACKWARD = Table(
     "delta_rule.state_backward",
     (
         Row(Tile({"BLOCK_V": 32}, warps=4, stages=1), upto=HALF | {"key_dim": 128}),
+        Row(Tile({"BLOCK_V": 16}, warps=4, stages=1), upto={"key_dim": 128}, capabilities=(90, 90)),
         Row(Tile({"BLOCK_V": 16}, warps=8, stages=1)),
     ),
 )
 SCORES = Table(
     "delta_rule.scores",
-    (Row(Tile({"BLOCK_K": 64}, warps=4, stages=1), upto=HALF), Row(Tile({"BLOCK_K": 32}, warps=8, stages=1))),
+    (Row(Tile({"BLOCK_K": 64}, warps=4, stages=1), upto=HALF), Row(Tile({"BLOCK_K": 16}, warps=8, stages=1))),
 )
-VECTOR_SCORES = Table("delta_rule.vector_scores", (Row(Tile({"BLOCK_K": 32}, warps=2, stages=1)),))
+VECTOR_SCORES = Table("delta_rule.vector_scores", (Row(Tile({"BLOCK_K": 16}, warps=1, stages=1)),))
 WRITES = Table(
     "delta_rule.writes",
     (Row(Tile({"BLOCK": 64}, warps=4, stages=1), upto=HALF), Row(Tile({"BLOCK": 32}, warps=8, stages=1))),

@@ -6,6 +6,7 @@ and the state pass, forward and backward, are kernels there too.
 """
 
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch.utils.flop_counter import register_flop_formula
 from archcompass.kernels.cost import ceil_div
 from archcompass.kernels.delta_rule import triton_prepare as prepare
 from archcompass.kernels.delta_rule.chunked import ChunkTerms, dplr_terms, scalar_terms, vector_terms
-from archcompass.kernels.delta_rule.cost import delta_rule_cost, dplr_cost
+from archcompass.kernels.delta_rule.cost import Decay, delta_rule_cost, dplr_cost
 from archcompass.kernels.delta_rule.triton_passes import invert, state_pass, state_pass_op, unit_lower_inverse_op
 from archcompass.kernels.delta_rule.triton_prepare import Chunks
 from archcompass.kernels.delta_rule.triton_step import delta_rule_step_op, dplr_step_op
@@ -35,14 +36,15 @@ def delta_rule_triton(
         if v.shape[1] == 1:
             now = [None if x is None else x[:, 0] for x in inputs]
             last = state.clone(memory_format=torch.contiguous_format)
-            return delta_rule_step_op(*now, last, scale).unsqueeze(1), last  # type: ignore[arg-type]
+            return delta_rule_step_op(*now, last, scale).unsqueeze(1), last
         flat = [None if x is None else x.flatten(0, 1) for x in inputs]
-        out, last = delta_rule_op(*flat, state, *chunks[1:], scale, chunk)  # type: ignore[arg-type]
+        out, last = delta_rule_op(*flat, state, *chunks[1:], scale, chunk)
         return out.view(v.shape), last
+    like = v
     q, k, v, beta, *gate = (_to_chunks(x, chunks, spans) for x in inputs if x is not None)
     make = vector_terms if log_decay is not None and log_decay.dim() == 4 else scalar_terms
     terms = make(q, k, v, beta, gate[0] if gate else None, scale, state.dtype, invert=unit_lower_inverse_op)
-    return _trained(terms, state, chunks, spans, inputs[2])
+    return _trained(terms, state, chunks, spans, like)
 
 
 def dplr_triton(
@@ -70,19 +72,19 @@ def chunk_table(v: Tensor, chunk: int, spans: Spans | None) -> Chunks:
     if spans is None:
         per_sequence = ceil_div(time, chunk)
         start = torch.arange(per_sequence, device=v.device) * chunk
-        length = (time - start).clamp(max=chunk).to(torch.int32).repeat(batch)
-        first = (torch.arange(batch, device=v.device)[:, None] * time + start).flatten()
-        bounds = torch.arange(batch + 1, device=v.device, dtype=torch.int32) * per_sequence
-        return Chunks(chunk, first, length, bounds)
+        return Chunks(
+            size=chunk,
+            first=(torch.arange(batch, device=v.device)[:, None] * time + start).flatten(),
+            length=(time - start).clamp(max=chunk).to(torch.int32).repeat(batch),
+            bounds=torch.arange(batch + 1, device=v.device, dtype=torch.int32) * per_sequence,
+        )
     starts = [range(start, end, chunk) for start, end in spans]
-    first = [at for start in starts for at in start]
-    length = [min(chunk, end - at) for start, (_, end) in zip(starts, spans, strict=True) for at in start]
-    bounds = [0]
-    for start in starts:
-        bounds.append(bounds[-1] + len(start))
-    table = partial(torch.tensor, device=v.device)
+    lengths = [min(chunk, end - at) for start, (_, end) in zip(starts, spans, strict=True) for at in start]
     return Chunks(
-        chunk, table(first, dtype=torch.int64), table(length, dtype=torch.int32), table(bounds, dtype=torch.int32)
+        size=chunk,
+        first=torch.tensor([at for start in starts for at in start], dtype=torch.int64, device=v.device),
+        length=torch.tensor(lengths, dtype=torch.int32, device=v.device),
+        bounds=torch.tensor([0, *accumulate(map(len, starts))], dtype=torch.int32, device=v.device),
     )
 
 
@@ -153,7 +155,7 @@ def delta_rule_op(
 
 
 @delta_rule_op.register_fake
-def _(q, k, v, beta, log_decay, state, first, length, bounds, scale, chunk):
+def _(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Any, state: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return v.new_empty(v.shape), state.new_empty(state.shape)
 
 
@@ -178,7 +180,7 @@ def dplr_op(
 
 
 @dplr_op.register_fake
-def _(q, k, v, a, b, log_decay, state, first, length, bounds, scale, chunk):
+def _(q: Tensor, k: Tensor, v: Tensor, a: Any, b: Any, log_decay: Any, state: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return v.new_empty(v.shape), state.new_empty(state.shape)
 
 
@@ -196,7 +198,7 @@ def _delta_flops(
     q: Any, k: Any, v: Any, beta: Any, log_decay: Any, state: Any, first: Any, *args: Any, **_: Any
 ) -> int:
     """The cost of `cost.py`, chunk by chunk."""
-    decay = "none" if log_decay is None else "scalar" if len(log_decay) == 2 else "vector"
+    decay: Decay = "none" if log_decay is None else "scalar" if len(log_decay) == 2 else "vector"
     return delta_rule_cost(
         batch=first[0], new_tokens=args[3], chunk_size=args[3], key_heads=q[1], heads=v[1], key_dim=q[2],
         value_dim=v[2], decay=decay, element_bytes=2,

@@ -269,9 +269,10 @@ def scores(
     heads, size = beta.shape[1], chunks.size
     strict = q.new_empty((len(chunks.first), heads, size, size), dtype=torch.float32)
     mix = torch.empty_like(strict, dtype=q.dtype)
+    tile = SCORES.pick(q.device, element_bytes=q.element_size())
     _scores_kernel[(len(chunks.first), heads)](
         q, k, beta, running, strict, mix, chunks.first, chunks.length, heads, heads // q.shape[1], scale,
-        C=size, K=q.shape[2], PRECISION=precision(q.dtype), **SCORES.pick(q.device, element_bytes=q.element_size()).launch(), enable_fp_fusion=True,
+        C=size, K=q.shape[2], PRECISION=precision(q.dtype), **tile.launch(), enable_fp_fusion=True,
     )  # fmt: skip
     return strict, mix
 
