@@ -54,7 +54,7 @@ def load_pretrained(folder: str | Path) -> LanguageModel:
     _check_names(shards, table, chosen.unused, tied=spec.tie_word_embeddings)
     model = LanguageModel.from_spec(spec, device="meta")
     expected = model.state_dict()
-    model.load_state_dict({weight.ours: _tensor(shards, weight, expected) for weight in table}, assign=True)
+    model.load_state_dict(_filled(shards, table, expected), assign=True)
     _check_whole(model)
     return model.eval()
 
@@ -195,6 +195,15 @@ def _check_names(shards: Shards, table: Sequence[Weight], unused: Sequence[str],
         raise FileFormatError(f"{shards.folder.name} holds {_listed(left)}, which this model has no place for")
 
 
+def _filled(shards: Shards, table: Sequence[Weight], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Every tensor of ours; what stands in several places is read once."""
+    made: dict[tuple[str, ...], Tensor] = {}
+    for weight in table:
+        if weight.theirs not in made:
+            made[weight.theirs] = _tensor(shards, weight, expected)
+    return {weight.ours: made[weight.theirs] for weight in table}
+
+
 def _tensor(shards: Shards, weight: Weight, expected: Mapping[str, Tensor]) -> Tensor:
     parts = _Parts(shards, weight.theirs)
     try:
@@ -220,7 +229,8 @@ def _plan(table: Sequence[Weight], state: Mapping[str, Tensor]) -> list[list[Wei
     """Entries per shard, each shard at most `MAX_SHARD_BYTES` unless one tensor alone is larger."""
     shards: list[list[Weight]] = [[]]
     room = MAX_SHARD_BYTES
-    for weight in table:
+    once = {weight.theirs: weight for weight in reversed(table)}
+    for weight in reversed(once.values()):
         size = state[weight.ours].nbytes
         if size > room and shards[-1]:
             shards.append([])

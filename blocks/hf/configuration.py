@@ -9,6 +9,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from archcompass.blocks.base import explain
 from archcompass.blocks.hf.compare import differences
 from archcompass.blocks.hf.family import Family
 from archcompass.blocks.hf.fields import Fields
@@ -93,6 +96,8 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
         spec = chosen.read(fields)
     except ConversionError:
         raise
+    except ValidationError as error:
+        raise ConversionError(f"this {model_type} configuration describes no model: {explain(error)}") from error
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise ConversionError(f"this {model_type} configuration describes no model: {_plain(error)}") from error
     fields.finish()
