@@ -51,11 +51,17 @@ def diagonal_scan(
     choice = explain(inputs, backend=backend, strict=strict)
     if inputs.shape[1] == 0:
         return inputs.to(wide), state.clone()
-    shared = log_decay.to(wide).unsqueeze(2) if inputs.dim() == 4 else log_decay.to(wide)
+    log_decay, inputs = log_decay.to(wide), inputs.to(wide)
+    if choice.backend == "triton":
+        from archcompass.kernels.diagonal_scan.triton_scan import diagonal_scan_triton
+
+        return diagonal_scan_triton(log_decay, inputs, state)
     run = reference if choice.backend == "reference" else chunked
-    return run(shared, inputs.to(wide), state)
+    return run(log_decay.unsqueeze(2) if inputs.dim() == 4 else log_decay, inputs, state)
 
 
 def explain(inputs: Tensor, *, backend: Backend = "auto", strict: bool = False) -> Choice:
     """Which implementation serves a call with these inputs, and why."""
-    return choose(OPERATION, backend, inputs.device, refusals={"triton": "no Triton kernel yet"}, strict=strict)
+    refusals = {"triton": "the kernel keeps the state in float32, and the inputs are float64"}
+    wide = inputs.dtype == torch.float64
+    return choose(OPERATION, backend, inputs.device, refusals=refusals if wide else {}, strict=strict)
