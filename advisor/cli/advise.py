@@ -59,7 +59,8 @@ def advise_on(
     if as_json:
         print_json(data)
     else:
-        show(data["recommendation"], profile=data["profile"], markdown=markdown)
+        folder = None if out is None else str(out)
+        show(data["recommendation"], profile=data["profile"], folder=folder, markdown=markdown)
     if out is not None:
         written = write(advice, out)
         told = console(error=True)

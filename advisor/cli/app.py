@@ -48,7 +48,7 @@ def run() -> None:
     from archcompass.advisor.cli.commands import register
     from archcompass.advisor.cli.output import fail
 
-    register()
+    register(sys.argv[1:])
     try:
         code = app(standalone_mode=False)
         sys.stdout.flush()

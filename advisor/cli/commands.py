@@ -1,11 +1,61 @@
-"""The list of commands, in the order `--help` shows them."""
+"""The list of commands, in the order `--help` shows them, and where each lives.
 
+Only the command that is called is imported; `--help` makes do with the summaries here, which a test holds to the commands' own
+first lines.
+"""
+
+from __future__ import annotations
+
+import os
 from importlib import import_module
+from typing import NamedTuple
 
-FILES = ("ask", "recommend", "advise", "profile", "compare", "catalogue", "convert", "doctor")
+from archcompass.advisor.cli.app import app
 
 
-def register() -> None:
-    """Imports every command's file; each adds itself to the application."""
-    for name in FILES:
-        import_module(f"archcompass.advisor.cli.{name}")
+class Command(NamedTuple):
+    """Where a command lives, and its first line."""
+
+    file: str
+    summary: str
+
+
+COMMANDS = {
+    "ask": Command("ask", "At most ten questions, then the answer."),
+    "recommend": Command(
+        "recommend", "Which family fits, why, and what would change the answer; all four sized for your card."
+    ),
+    "advise": Command(
+        "advise", "Recommend, build the pick from real blocks on this machine, profile it, report and export."
+    ),
+    "profile": Command(
+        "profile", "Memory and speed of one model: predicted for a card, measured here, or both side by side."
+    ),
+    "compare": Command(
+        "compare", "The four families at one budget over a sweep of context or batch, with the crossover points."
+    ),
+    "models": Command("catalogue", "Published models: parameters, cache per token, constant state, source."),
+    "gpus": Command("catalogue", "Accelerators: memory, bandwidth, dense arithmetic, source."),
+    "convert": Command("convert", "HF config.json to our YAML, and back; nothing is dropped in silence."),
+    "verify": Command(
+        "convert", "Round trip, parameters, FLOPs, state, decode equals forward; exit 1 on a difference."
+    ),
+    "doctor": Command("doctor", "Versions, devices, and which kernel serves which operation here, and why."),
+}
+
+
+def register(arguments: list[str]) -> None:
+    """Adds the command that `arguments` call; all of them for shell completion; the summaries when they call none."""
+    called = next((word for word in arguments if not word.startswith("-")), None)
+    if any(key.endswith("_COMPLETE") for key in os.environ if key.startswith("_ARCHCOMPASS")):
+        for file in dict.fromkeys(command.file for command in COMMANDS.values()):
+            import_module(f"archcompass.advisor.cli.{file}")
+    elif called in COMMANDS:
+        import_module(f"archcompass.advisor.cli.{COMMANDS[called].file}")
+    else:
+        for name, command in COMMANDS.items():
+            app.command(name, help=command.summary)(_summary)
+
+
+def _summary() -> None:
+    """Stands for a command in the list."""

@@ -24,7 +24,7 @@ def compare(
     as_json: AsJson = False,
     markdown: AsMarkdown = False,
 ) -> None:
-    """The four families at the same budget over a sweep of context or batch, with the crossover points.
+    """The four families at one budget over a sweep of context or batch, with the crossover points.
 
     Example: archcompass compare --gpu "RTX 4090" --sweep context
     """

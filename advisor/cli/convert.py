@@ -27,7 +27,9 @@ def convert(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """HF config.json to our YAML, and back. What one side cannot say is refused by name; nothing is dropped in silence.
+    """HF config.json to our YAML, and back; nothing is dropped in silence.
+
+    What one side cannot say is refused by name.
 
     Example: archcompass convert config.json model.yaml
     """
@@ -56,7 +58,7 @@ def verify(
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Round trip, parameters, FLOPs, state, decode equals forward. Exit 1 on a difference.
+    """Round trip, parameters, FLOPs, state, decode equals forward; exit 1 on a difference.
 
     What is too large for this machine is checked at reduced depth and width, and the answer says so.
 

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import typer
 
 from archcompass.advisor.workload import Workload
-from archcompass.blocks.model.files import read_mapping
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 AsMarkdown = Annotated[bool, typer.Option("--markdown", help="The table as Markdown, to paste into an issue.")]
@@ -67,6 +66,8 @@ def read_workload(path: Path | None, flags: dict[str, Any]) -> Workload:
     """
     if path is None:
         return Workload(**flags)
+    from archcompass.blocks.model.files import read_mapping
+
     data = read_mapping(path)
     workload = Workload.from_mapping(data, path.name)
     return Workload.from_mapping(data | flags) if flags else workload

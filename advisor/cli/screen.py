@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from shutil import get_terminal_size
+from textwrap import fill
 from typing import Any
 
 from prompt_toolkit import Application
@@ -60,7 +62,7 @@ class Page:
         question = self.interview.open[0]
         lines: StyleAndTextTuples = [
             ("class:question", f"\n {self.interview.number}. {question.text}"),
-            ("class:dim", f"   (at most {len(QUESTIONS)})\n    why we ask: {question.why}\n\n"),
+            ("class:dim", f"   (at most {len(QUESTIONS)})\n{_wrapped('why we ask: ' + question.why)}\n\n"),
         ]
         for number, option in enumerate(question.options):
             here = number == self.at and not self.typed
@@ -71,10 +73,16 @@ class Page:
             lines.append(("", f"\n    or type a {question.free}: {self.typed}"))
             lines.append(("class:chosen", " \n") if self.typed else ("", "\n"))
         if self.said:
-            lines.append(("class:error" if self.is_error else "", f"\n    {self.said}\n"))
+            lines.append(("class:error" if self.is_error else "", f"\n{_wrapped(self.said)}\n"))
         lines.append(("class:dim", f"\n    {ranking.line(self.interview)}\n"))
         lines.append(("class:dim", "    arrows move · Enter takes · b or left back · ? explains · Ctrl-C stops\n"))
         return lines
+
+
+def _wrapped(text: str) -> str:
+    """A sentence within the terminal, indented."""
+    columns = min(get_terminal_size().columns, 100) - 2
+    return fill(text, columns, initial_indent="    ", subsequent_indent="    ")
 
 
 def play(interview: Interview) -> None:

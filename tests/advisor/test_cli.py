@@ -184,7 +184,7 @@ def test_an_unknown_model_names_the_nearest(cli: Callable[..., Done]) -> None:
 
 
 def test_what_does_not_fit_exits_with_1_and_says_what_would(cli: Callable[..., Done]) -> None:
-    done = cli("recommend", "--context", "8k", "--gpu", "l4", "--vram", "1MB")
+    done = cli("recommend", "--context", "8k", "--gpu", "l4", "--vram", "100MB")
     assert done.code == 1
     assert "Traceback" not in done.err
     assert len(done.err.strip().splitlines()) == 1
@@ -276,3 +276,13 @@ def test_the_quick_commands_never_import_torch(arguments: list[str]) -> None:
     environment = os.environ | {"PYTHONSAFEPATH": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_list_of_commands_says_what_each_command_says_of_itself() -> None:
+    from importlib import import_module
+
+    from archcompass.advisor.cli.commands import COMMANDS
+
+    for name, command in COMMANDS.items():
+        function = getattr(import_module(f"archcompass.advisor.cli.{command.file}"), name)
+        assert function.__doc__.strip().splitlines()[0] == command.summary, name
