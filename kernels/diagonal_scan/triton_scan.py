@@ -128,6 +128,7 @@ diagonal_scan_op.register_autograd(_differentiate, setup_context=_keep)
 def diagonal_scan_triton(log_decay: Tensor, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """The recurrence; arguments and results as in `reference`, all float32, the decay always without rows."""
     if inputs.dim() == 4:
-        return diagonal_scan_op(log_decay, inputs, state)
+        out, last = diagonal_scan_op(log_decay, inputs, state)
+        return out, last
     out, last = diagonal_scan_op(log_decay, inputs.unsqueeze(2), state.unsqueeze(1))
     return out.squeeze(2), last.squeeze(1)
