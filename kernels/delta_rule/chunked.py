@@ -148,8 +148,9 @@ def scalar_terms(
     )
     q, k, v = (x.to(working) for x in (q, k, v))
     precise_k = k.to(precise)
-    among_keys = (precise_k @ precise_k.mT).unsqueeze(3) * relative * beta.unsqueeze(-1)
-    mix = (q @ k.mT).unsqueeze(3) * (scale * relative).to(working)
+    among_keys = (precise_k @ precise_k.mT).unsqueeze(3) * (relative * beta.unsqueeze(-1))
+    seen = torch.ones(q.shape[-2], q.shape[-2], dtype=working, device=q.device).tril()
+    mix = ((scale * q) @ k.mT * seen).unsqueeze(3) * relative.to(working)
     since_start, until_end = decayed(cumulative), decayed(cumulative[..., -1:] - cumulative)
 
     def weighted(x: Tensor, weight: Tensor) -> Tensor:

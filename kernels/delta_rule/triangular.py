@@ -45,10 +45,12 @@ def unit_lower_inverse(strict: Tensor) -> Tensor:
 
 
 def decay_matrix(cumulative: Tensor) -> Tensor:
-    """exp(c_i - c_j) for i >= j and zero above the diagonal: [..., C] to [..., C, C]. No exponent is positive."""
-    size = cumulative.shape[-1]
-    ahead = torch.ones(size, size, dtype=torch.bool, device=cumulative.device).triu(1)
-    return decayed((cumulative.unsqueeze(-1) - cumulative.unsqueeze(-2)).masked_fill(ahead, -torch.inf))
+    """exp(c_i - c_j) for i >= j: [..., C] to [..., C, C]. Above the diagonal it says 1 and means nothing.
+
+    Exponents are held between the smallest that matters and 0, so nothing overflows and nothing is a denormal number.
+    """
+    apart = cumulative.unsqueeze(-1) - cumulative.unsqueeze(-2)
+    return apart.clamp(SMALLEST_EXPONENT[apart.dtype], 0.0).exp()
 
 
 def vector_decayed_scores(rows: Tensor, row_decay: Tensor, columns: Tensor, column_decay: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ def delta_rule_triton(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """As `delta_rule`, with every default filled in; `spans` are those of packed sequences, None for a batch."""
     chunks = chunk_table(v, chunk, spans)
+    q, k = q.to(v.dtype), k.to(v.dtype)
     inputs = [q, k, v, beta, log_decay]
     if not _wants_gradients([*inputs, state]):
         if v.shape[1] == 1:
@@ -53,6 +54,7 @@ def dplr_triton(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """As `dplr`, with every default filled in; `spans` are those of packed sequences, None for a batch."""
     chunks = chunk_table(v, chunk, spans)
+    q, k, a, b = (x.to(v.dtype) for x in (q, k, a, b))
     inputs = [q, k, v, a, b, log_decay]
     if not _wants_gradients([*inputs, state]):
         if v.shape[1] == 1:

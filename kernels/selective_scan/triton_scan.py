@@ -80,7 +80,7 @@ def _scan_kernel(
         tl.store(total_ptr + sequence * channels + d, total, mask=in_d)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _scan_backward_kernel(
     x_ptr, dt_ptr, a_ptr, b_ptr, c_ptr, bounds_ptr, kept_ptr, kept_bounds_ptr, dy_ptr, dlast_ptr, scratch_ptr,
     dx_ptr, ddt_ptr, da_ptr, db_ptr, dc_ptr, dfirst_ptr,

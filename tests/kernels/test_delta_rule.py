@@ -1,5 +1,6 @@
 """The delta rule: matrix products equal the formula, in whole, in pieces, packed, and with gradients."""
 
+from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any
 
@@ -333,3 +334,53 @@ def test_the_choice_of_backend_is_data_and_a_named_one_is_never_replaced() -> No
     assert "triton" in explain(q).rejected
     with pytest.raises(BackendError, match="triton"):
         delta_rule(**delta_inputs("scalar"), backend="triton")
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+@pytest.mark.parametrize("decay", DECAYS)
+def test_the_gpu_operator_has_shapes_and_flops_without_a_gpu(decay: str) -> None:
+    from archcompass.kernels.delta_rule.triton_op import chunk_table, delta_rule_op
+
+    call = {name: None if x is None else x.float().to("meta") for name, x in delta_inputs(decay, time=80).items()}
+    table = chunk_table(call["v"], 32, None)
+    flat = [None if x is None else x.flatten(0, 1) for x in call.values()]
+    with FlopCounterMode(display=False) as counter:
+        out, last = delta_rule_op(*flat, torch.zeros(2, 4, 60, 100, device="meta"), *table[1:], 1.0, 32)
+    cost = delta_rule_cost(
+        batch=2,
+        new_tokens=80,
+        key_heads=2,
+        heads=4,
+        key_dim=60,
+        value_dim=100,
+        decay=decay,
+        element_bytes=4,
+        chunk_size=32,
+    )
+    assert out.shape == flat[2].shape
+    assert last.shape == (2, 4, 60, 100)
+    assert counter.get_total_flops() == cost.flops
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+def test_training_on_a_gpu_has_shapes_and_flops_without_one() -> None:
+    from archcompass.kernels.delta_rule.triton_op import delta_rule_triton
+
+    call = {name: x.float().to("meta").requires_grad_() for name, x in delta_inputs("scalar", time=80).items()}
+    state = torch.zeros(2, 4, 60, 100, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        out, last = delta_rule_triton(*call.values(), state, 1.0, 32, None)
+        forward = counter.get_total_flops()
+        gradients = torch.autograd.grad(out.sum() + last.sum(), list(call.values()))
+    assert [x.shape for x in gradients] == [x.shape for x in call.values()]
+    assert 2 * forward <= counter.get_total_flops() <= 4 * forward
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+def test_chunks_of_packed_sequences_cover_every_token_once() -> None:
+    from archcompass.kernels.delta_rule.triton_op import chunk_table
+
+    table = chunk_table(torch.zeros(1, 50, 2, 3), 16, [(0, 0), (0, 1), (1, 20), (20, 20), (20, 50)])
+    assert table.bounds.tolist() == [0, 0, 1, 3, 3, 5]
+    tokens = [int(at) + i for at, n in zip(table.first, table.length, strict=True) for i in range(int(n))]
+    assert tokens == list(range(50))

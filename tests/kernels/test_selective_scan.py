@@ -1,5 +1,6 @@
 """The selective scan: blocks equal the formula, in whole, in pieces, packed, and with exact gradients."""
 
+from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any
 
@@ -217,3 +218,19 @@ def test_the_choice_of_backend_is_data() -> None:
     choice = explain(inputs["x"], inputs["A"])
     assert choice.backend == "torch"
     assert "triton" in choice.rejected
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+def test_the_gpu_operator_has_shapes_flops_and_gradients_without_a_gpu() -> None:
+    from archcompass.kernels.selective_scan.triton_scan import selective_scan_triton
+
+    inputs = {name: x.float().to("meta").requires_grad_() for name, x in scan_inputs(time=64).items()}
+    x, dt, A, B, C = (inputs[name] for name in ("x", "dt", "A", "B", "C"))
+    state = torch.zeros(2, 6, 5, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        y, last = selective_scan_triton(x, dt, A, B, C, None, None, state, None, train=True)
+        forward = counter.get_total_flops()
+        gradients = torch.autograd.grad(y.sum() + last.sum(), [x, dt, A, B, C])
+    assert forward == selective_scan_cost(batch=2, new_tokens=64, channels=6, state_dim=5, element_bytes=4).flops
+    assert counter.get_total_flops() == 4 * forward
+    assert [gradient.shape for gradient in gradients] == [tensor.shape for tensor in (x, dt, A, B, C)]
