@@ -64,8 +64,8 @@ def latent_attention(
 def explain(q: Tensor, latents: Tensor, rank: int, *, backend: str = "auto", strict: bool = False) -> Choice:
     """Which implementation `latent_attention` takes for such tensors, and why."""
     refusals = {}
-    if q.dtype == torch.float64:
-        refusals["triton"] = "the kernel sums in float32, and q is float64"
+    if q.dtype in (torch.float32, torch.float64):
+        refusals["triton"] = f"latents in {q.dtype} do not fit a tile; the kernel takes the half types"
     elif rank > WIDEST_LATENT:
         refusals["triton"] = f"a latent of {rank} is wider than {WIDEST_LATENT}, which is what a tile holds"
     elif torch.is_grad_enabled() and (q.requires_grad or latents.requires_grad):

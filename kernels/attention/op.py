@@ -4,16 +4,16 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from archcompass.errors import InputError
 from archcompass.kernels.attention.cost import check_visibility, first_visible
-from archcompass.kernels.attention.pieces import Visibility
+from archcompass.kernels.attention.pieces import Visibility, equal_width
 from archcompass.kernels.attention.reference import attention_mask, attention_reference
 from archcompass.kernels.attention.torch_op import attention_pieces
 from archcompass.kernels.dispatch import Choice, choose
 
-WIDEST_HEAD = 256
+WIDEST_ROW_BYTES = 512  # 256 columns of a half type, 128 of float32
 SDPA_REASON = "torch's fused attention serves this call; our kernel has not been measured against it yet"
 
 
@@ -73,7 +73,7 @@ def attention(
         k, v, see = _within_reach(k, v, see)
     special = return_lse or any(x is not None for x in (sinks, soft_cap, padding, cu_seqlens))
     plain = not special and _plain(q, k, see)
-    choice = _choose(q, plain, backend, strict)
+    choice = _choose(q, v.shape[-1], plain, backend, strict)
     if q.device.type == "meta":
         out, lse = _meta(q, k, v, scale, return_lse)
     elif choice.backend == "reference":
@@ -106,21 +106,21 @@ def explain(
     `special` says that the call has sinks, a soft cap, padding, packed sequences or asks for the log-sum-exp.
     """
     see = Visibility(causal, window, chunk, key_offset, 1.0, None)
-    return _choose(q, not special and _plain(q, k, see), backend, strict)
+    return _choose(q, q.shape[-1], not special and _plain(q, k, see), backend, strict)
 
 
-def _choose(q: Tensor, plain: bool, backend: str, strict: bool) -> Choice:
+def _choose(q: Tensor, value_dim: int, plain: bool, backend: str, strict: bool) -> Choice:
     if backend == "auto" and plain and q.device.type == "cuda":
         return Choice("attention", "torch", SDPA_REASON)
-    return choose("attention", backend, q.device, refusals=refusals(q), strict=strict)
+    return choose("attention", backend, q.device, refusals=refusals(q, value_dim), strict=strict)
 
 
-def refusals(q: Tensor) -> dict[str, str]:
+def refusals(q: Tensor, value_dim: int) -> dict[str, str]:
     """Why the Triton kernels cannot take such queries, whatever the machine."""
     if q.dtype == torch.float64:
         return {"triton": "the kernels sum in float32, and q is float64"}
-    if q.shape[-1] > WIDEST_HEAD:
-        return {"triton": f"a head of {q.shape[-1]} is wider than {WIDEST_HEAD}, which is what a tile holds"}
+    if (row_bytes := max(q.shape[-1], value_dim) * q.element_size()) > WIDEST_ROW_BYTES:
+        return {"triton": f"a row of {row_bytes} bytes in a head is more than the {WIDEST_ROW_BYTES} that tiles hold"}
     return {}
 
 
@@ -145,13 +145,15 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, see: Visibility) -> Tensor:
     k, v = k.transpose(1, 2), v.transpose(1, 2)
     if new == 1:
         # A step's heads become query rows of their key-value head, which reads each key once and not once per head.
-        rows = (
-            q.view(q.shape[0], k.shape[1], group, -1) if q.is_contiguous() else torch.unflatten(q[:, 0], 1, (-1, group))
-        )
+        rows = torch.unflatten(q[:, 0], 1, (-1, group))
         return scaled_dot_product_attention(rows, k, v, scale=see.scale).flatten(1, 2).unsqueeze(1)
-    causal = see.causal and new > 1
-    out = scaled_dot_product_attention(q.transpose(1, 2), k, v, is_causal=causal, scale=see.scale, enable_gqa=group > 1)
-    return out.transpose(1, 2)
+    q, value_dim = q.transpose(1, 2), v.shape[-1]
+    if q.device.type == "cpu" and k.shape[-1] != value_dim:
+        # The fused kernel wants one width; zero columns cost a third, the unfused kernel twice as much.
+        k, v = equal_width(k, v)
+        q = pad(q, (0, k.shape[-1] - q.shape[-1]))
+    out = scaled_dot_product_attention(q, k, v, is_causal=see.causal, scale=see.scale, enable_gqa=group > 1)
+    return out[..., :value_dim].transpose(1, 2)
 
 
 def _meta(q: Tensor, k: Tensor, v: Tensor, scale: float, return_lse: bool) -> tuple[Tensor, Tensor]:

@@ -150,7 +150,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, piece: Piece, see: Visibility, pas
         q, mask = _fold(q, group), None if mask is None else mask.repeat(group, 1)
     else:
         q = q.transpose(1, 2)
-    k, v, value_dim = *_equal_width(k.transpose(1, 2), v.transpose(1, 2)), v.shape[-1]
+    k, v, value_dim = *equal_width(k.transpose(1, 2), v.transpose(1, 2)), v.shape[-1]
     q = pad(q, (0, k.shape[-1] - q.shape[-1]))
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         q, k, v, 0.0, piece.rule == "causal", attn_mask=mask, scale=see.scale
@@ -175,7 +175,7 @@ def _backward(
         return _dense_backward(grad, q, k, v, out, lse, piece, see, past)
     group, key_dim, value_dim = q.shape[2] // k.shape[2], k.shape[-1], v.shape[-1]
     mask = _mask(piece, see, past, q) if piece.rule == "band" else None
-    k, v = _equal_width(k.transpose(1, 2), v.transpose(1, 2))
+    k, v = equal_width(k.transpose(1, 2), v.transpose(1, 2))
     k, v = (x.repeat_interleave(group, dim=1) if group > 1 else x for x in (k, v))
     width = k.shape[-1]
     q, grad, out = (pad(x.transpose(1, 2), (0, width - x.shape[-1])).contiguous() for x in (q, grad, out))
@@ -202,7 +202,7 @@ def _unfold(rows: Tensor, group: int) -> Tensor:
     return torch.unflatten(rows, 2, (group, -1)).flatten(1, 2)
 
 
-def _equal_width(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def equal_width(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Zero columns up to a common width, which the fused kernel demands; they change no score and are cut off."""
     width = max(k.shape[-1], v.shape[-1])
     return pad(k, (0, width - k.shape[-1])), pad(v, (0, width - v.shape[-1]))

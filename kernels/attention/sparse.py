@@ -10,6 +10,7 @@ from torch import Tensor
 
 from archcompass.errors import InputError
 from archcompass.kernels.attention.intervals import intervals
+from archcompass.kernels.attention.op import refusals as unsuited
 from archcompass.kernels.attention.pieces import Visibility
 from archcompass.kernels.attention.reference import attention_mask
 from archcompass.kernels.dispatch import Choice, choose
@@ -50,7 +51,7 @@ def sparse_attention(
     """
     _check(q, k, v, blocks, block_size)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    choice = explain(q, k, block_size, backend=backend, strict=strict)
+    choice = explain(q, k, v, block_size, backend=backend, strict=strict)
     if choice.backend == "triton":
         from archcompass.kernels.attention.triton_decode import split
 
@@ -63,12 +64,10 @@ def sparse_attention(
     return _gathered(q, k, v, blocks, block_size, scale)
 
 
-def explain(q: Tensor, k: Tensor, block_size: int, *, backend: str = "auto", strict: bool = False) -> Choice:
+def explain(q: Tensor, k: Tensor, v: Tensor, block_size: int, *, backend: str = "auto", strict: bool = False) -> Choice:
     """Which implementation `sparse_attention` takes for such tensors, and why."""
-    refusals = {}
-    if q.dtype == torch.float64:
-        refusals["triton"] = "the kernel sums in float32, and q is float64"
-    elif block_size % 16:
+    refusals = unsuited(q, v.shape[-1])
+    if block_size % 16:
         refusals["triton"] = f"the kernel reads 16 keys at a time, which do not divide a block of {block_size}"
     elif torch.is_grad_enabled() and (q.requires_grad or k.requires_grad):
         refusals["triton"] = "the kernel has no gradient"

@@ -14,6 +14,7 @@ from torch import Tensor
 from archcompass.kernels.attention.pieces import Visibility
 from archcompass.kernels.attention.tiles import LATENT, SPLIT
 from archcompass.kernels.attention.triton_forward import LARGE, LOG2_E, _online_step, dot_precision, score_factors
+from archcompass.kernels.cost import ceil_div
 from archcompass.kernels.tiles import next_power_of_two
 
 MOST_ROWS = 64
@@ -271,4 +272,4 @@ def _parts(q: Tensor, splits: int, value_dim: int) -> tuple[Tensor, Tensor]:
 
 
 def _keys_per_split(keys: int, splits: int, block: int) -> int:
-    return triton.cdiv(triton.cdiv(keys, splits), block) * block
+    return ceil_div(ceil_div(keys, splits), block) * block

@@ -109,9 +109,8 @@ def _loss_and_gradients(
 
 @_loss_and_gradients.register_fake
 def _(hidden: Tensor, weight: Tensor, *_rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    contiguous = torch.contiguous_format
-    scalar = hidden.new_empty((), dtype=_wide(hidden))
-    return scalar, *[torch.empty_like(x, memory_format=contiguous) for x in (hidden, weight)]
+    d_hidden, d_weight = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (hidden, weight))
+    return hidden.new_empty((), dtype=_wide(hidden)), d_hidden, d_weight
 
 
 def _setup_ready(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:

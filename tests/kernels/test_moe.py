@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from archcompass.errors import InputError
-from archcompass.kernels.moe import expected_distinct_experts, load_balance_loss, moe_cost, moe_mlp, route
-from archcompass.kernels.moe.grouped import _by_expert
+from archcompass.kernels.moe import expected_distinct_experts, explain, load_balance_loss, moe_cost, moe_mlp, route
+from archcompass.kernels.moe.activations import Activation
+from archcompass.kernels.moe.grouped import _by_expert, grouped_mm_obstacle, moe_grouped, moe_grouped_mm
 
 GPT_OSS = {"activation": "swish", "alpha": 1.702, "limit": 0.5, "up_offset": 1.0}
 ACTIVATIONS: dict[str, dict[str, Any]] = {
@@ -91,6 +92,32 @@ def test_low_precision_errs_at_most_twice_as_much_as_the_definition_in_it(tokens
         assert y.dtype == dtype
         errors[backend] = float((y.double() - truth).norm())
     assert errors["torch"] <= 2 * errors["reference"], errors
+
+
+@pytest.mark.parametrize("scale_input", [False, True])
+def test_the_path_through_grouped_mm_agrees_with_the_loop(scale_input: bool) -> None:
+    torch.manual_seed(5)
+    given = {name: 0.1 * x for name, x in experts_of(24, 5, 16, 24, bias=True, requires_grad=False).items()}
+    given = {name: x.bfloat16() for name, x in given.items()}
+    weights, chosen = route(torch.randn(24, 5), 2)
+    act = Activation("silu", True)
+    biases = (given["gate_up_bias"], given["down_bias"])
+    inputs = [given["x"], given["gate_up"], given["down"], *biases]
+    results = []
+    for path in (moe_grouped_mm, moe_grouped):
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        y = path(leaves[0], weights, chosen, *leaves[1:], act, scale_input)
+        results.append([y, *torch.autograd.grad(y.float().sin().sum(), leaves)])
+    for mine, theirs in zip(*results, strict=True):
+        assert (mine.float() - theirs.float()).norm() <= 0.02 * theirs.float().norm()
+
+
+def test_explain_says_who_runs_the_experts_and_what_grouped_mm_wants() -> None:
+    x, down = torch.zeros(3, 12, dtype=torch.bfloat16), torch.zeros(2, 12, 16, dtype=torch.bfloat16)
+    assert explain(x, down).backend == "torch"
+    assert "multiples of 8" in str(grouped_mm_obstacle(x, down))
+    assert "takes bfloat16" in str(grouped_mm_obstacle(x.float(), down))
+    assert grouped_mm_obstacle(x[:, :8].contiguous(), down) is None
 
 
 def test_every_choice_lands_in_exactly_one_run_of_its_expert() -> None:

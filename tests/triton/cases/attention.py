@@ -51,6 +51,8 @@ AGREEMENTS = [
     _agreement("step-soft-cap-chunk", (1, 1, 300, 16, 1, 64, 64), step=True, chunk=128, soft_cap=2.0),
 ]
 
+HALF = (torch.float16, torch.bfloat16)
+
 
 def _latent_inputs(new, keys):
     torch.manual_seed(0)
@@ -77,11 +79,13 @@ AGREEMENTS += [
     Agreement(
         name="latent-step",
         inputs=lambda: _latent_inputs(1, 600),
+        dtypes=HALF,
         call=lambda backend, q, latents: latent_attention(q, latents, 48, scale=0.1, backend=backend),
     ),
     Agreement(
         name="latent-steps-padding",
         inputs=lambda: _latent_inputs(3, 40),
+        dtypes=HALF,
         call=lambda backend, q, latents: latent_attention(
             q, latents, 48, scale=0.1, padding=torch.tensor([0, 38]), backend=backend
         ),
@@ -111,19 +115,19 @@ def _forward(see, *shape, sinks=False, **kind):
     return launch
 
 
-def _backward(see, *shape):
+def _backward(see, *shape, **kind):
     def launch(meta):
-        q, k, v = _tensors(meta, *shape)
+        q, k, v = _tensors(meta, *shape, **kind)
         lse = meta(*q.shape[:1], q.shape[2], q.shape[1], dtype=torch.float32)
-        grad = meta(*q.shape[:3], v.shape[3])
+        grad = meta(*q.shape[:3], v.shape[3], dtype=q.dtype)
         triton_backward.backward(grad, q, k, v, grad, lse, *_ends(q, k, see), see)
 
     return launch
 
 
-def _split(see, *shape, sinks=False):
+def _split(see, *shape, sinks=False, **kind):
     def launch(meta):
-        q, k, v = _tensors(meta, *shape)
+        q, k, v = _tensors(meta, *shape, **kind)
         triton_decode.split(q, k, v, meta(q.shape[2]) if sinks else None, *_ends(q, k, see), see)
 
     return launch
@@ -135,9 +139,12 @@ def _split_sparse(meta):
     triton_decode.split(q, k, v, None, *_ends(q, k, CAUSAL), CAUSAL, blocks, 64)
 
 
-def _latent(meta):
-    q, latents = meta(8, 1, 128, 576), meta(8, 8192, 576)
-    triton_decode.latent_split(q, latents, 512, *_ends(q, latents, CAUSAL), 0.1)
+def _latent(dtype=torch.bfloat16):
+    def launch(meta):
+        q, latents = meta(8, 1, 128, 576, dtype=dtype), meta(8, 8192, 576, dtype=dtype)
+        triton_decode.latent_split(q, latents, 512, *_ends(q, latents, CAUSAL), 0.1)
+
+    return launch
 
 
 FORWARD = frozenset({"_attention_forward_kernel"})
@@ -196,5 +203,34 @@ COMPILATIONS = [
         dots=SPLIT,
         short=False,
     ),
-    Compilation(name="latent-512-64", launch=_latent, dots=frozenset({"_latent_split_kernel"})),
+    Compilation(name="latent-512-64", launch=_latent(), dots=frozenset({"_latent_split_kernel"})),
+    *(
+        Compilation(
+            name=f"forward-float32-{d}",
+            launch=_forward(CAUSAL, 2, 2048, 2048, 32, 8, d, d, dtype=torch.float32),
+            dots=FORWARD,
+            short=False,
+        )
+        for d in (128,)
+    ),
+    *(
+        Compilation(
+            name=f"backward-float32-{d}",
+            launch=_backward(CAUSAL, 2, 2048, 2048, 32, 8, d, d, dtype=torch.float32),
+            dots=BACKWARD,
+            short=False,
+            spill_bytes={"_attention_backward_queries_kernel@120": 8},
+        )
+        for d in (64, 128)
+    ),
+    *(
+        Compilation(
+            name=f"split-float32-{d}",
+            launch=_split(CAUSAL, 8, 1, 8192, 32, 8, d, d, dtype=torch.float32),
+            dots=SPLIT,
+            short=False,
+        )
+        for d in (64, 256)
+    ),
+    Compilation(name="split-many-rows", launch=_split(CAUSAL, 8, 4, 8192, 64, 4, 128, 128), dots=SPLIT, short=False),
 ]

@@ -67,9 +67,9 @@ def _forward(*shape, **kind):
     return lambda meta: triton_moe.forward(*_tensors(meta, *shape, **kind), None, None, SILU, False)
 
 
-def _backward(*shape):
+def _backward(*shape, **kind):
     def launch(meta):
-        x, *rest = _tensors(meta, *shape)
+        x, *rest = _tensors(meta, *shape, **kind)
         triton_moe.backward(x, x, *rest, None, None, SILU, False)
 
     return launch
@@ -89,4 +89,11 @@ COMPILATIONS = [
         spill_bytes={"_grouped_rows_kernel@120": 16},
     ),
     Compilation(name="backward", launch=_backward(16384, 128, 8, 2048, 768), dots=BOTH),
+    Compilation(
+        name="backward-float32",
+        launch=_backward(4096, 8, 2, 1024, 512, dtype=torch.float32),
+        dots=BOTH,
+        short=False,
+        spill_bytes={"_grouped_rows_kernel@120": 16},
+    ),
 ]
