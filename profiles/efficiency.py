@@ -231,6 +231,37 @@ PROCESSOR = Efficiency(
 )
 
 
+def adapted(base: Efficiency, fit: Mapping[str, Any], name: str) -> Efficiency:
+    """`base` under an engine fitted to public figures: factors on its curves, and constants instead of launches.
+
+    Args:
+        fit: "read" (factor on bandwidth), "products" and "experts" (factors on arithmetic), "layer_seconds",
+            "step_seconds", "spread" by phase, and "made": which rows it was fitted to.
+    """
+    kinds = {
+        kind: KindEfficiency(
+            compute=_times(curves.compute, fit["experts"] if kind == "grouped_gemm" else fit["products"]),
+            memory=_times(curves.memory, fit["read"]),
+            launch_seconds=0.0,
+        )
+        for kind, curves in base.kinds.items()
+    }
+    return Efficiency(
+        name=name,
+        source="calibrated",
+        kinds=kinds,
+        layer_seconds=fit["layer_seconds"],
+        step_seconds=fit["step_seconds"],
+        overlaps=base.overlaps,
+        spread={phase: (float(low), float(high)) for phase, (low, high) in fit["spread"].items()},
+        made=fit["made"],
+    )
+
+
+def _times(curve: Curve, factor: float) -> Curve:
+    return Curve(curve.x, curve.y, tuple(tuple(value * factor for value in row) for row in curve.values))
+
+
 def to_json(table: Efficiency) -> dict[str, Any]:
     """The table as plain data, readable by `from_json`."""
     return {

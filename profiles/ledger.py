@@ -122,7 +122,7 @@ def _weights(spec: ModelSpec, request: Request) -> dict[str, float]:
     ends = parameters.table + parameters.head
     return {
         "matrices": request.weight_precision.bytes(parameters.matrix),
-        "embedding and head": float(ends * high),
+        "embedding and head": request.weight_precision.bytes(ends) if request.gguf else float(ends * high),
         "kept in high precision": float(parameters.vector * high),
     }
 
@@ -187,7 +187,9 @@ def _notes(
 ) -> tuple[str, ...]:
     notes = []
     high = weights["embedding and head"] + weights["kept in high precision"]
-    if request.weight_precision.bits < 16:
+    if request.gguf:
+        notes.append("a GGUF file quantises embedding and head too; norms, biases and routers stay in 16 bits")
+    elif request.weight_precision.bits < 16:
         notes.append(f"{high / GB:.2f} GB stay in 16 bits: embedding, head, norms, biases, routers")
     if cards > 1 and state_per_card * cards > 1.01 * state:
         notes.append(f"{(state_per_card * cards - state) / GB:.2f} GB of state are copies: fewer heads than cards")

@@ -9,7 +9,7 @@ only what the device waits for it is added. Nothing here is torch, and a predict
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from archcompass.blocks.base import Op, Step
@@ -25,6 +25,9 @@ Source = Literal["measured", "sampled", "calibrated", "roofline"]
 
 # Host time of one message between cards, and latency of an all-reduce: NCCL over NVLink about 10 us, over PCIe 25 us.
 _MESSAGE_SECONDS = 12e-6
+
+PIPELINE_TOKENS = 512
+"""Tokens in one piece of a prompt that is handed from card to card (llama.cpp's micro-batch)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +129,8 @@ def predict(
             prefill=None, decode=None, notes=ledger.notes, verdict=_verdict(ledger, hardware),
         )  # fmt: skip
     prefill = join([(times, call(spec, step, request, hardware, table)) for times, step in steps])
+    if request.parallel == "pipeline" and hardware.count > 1:
+        prefill = _pipelined(prefill, request, hardware.count)
     if request.training:
         prefill = _with_update(prefill, spec, request, hardware, table)
     decode = None
@@ -151,10 +156,19 @@ def predict(
 def call(spec: ModelSpec, step: Step, request: Request, hardware: Hardware, table: Efficiency) -> Call:
     """Time of one forward call."""
     operations = owned_work(spec, step)
+    if request.gguf:
+        operations = [_quantised_head(owner, op, request) for owner, op in operations]
     cards = hardware.count if request.parallel == "tensor" else 1
     if hardware.count > 1:
         operations += [("", op) for op in _messages(spec, step, request, hardware)]
     return time_of(operations, table, hardware, spec.num_hidden_layers, cards)
+
+
+def _quantised_head(owner: str, op: Op, request: Request) -> tuple[str, Op]:
+    """The head's product with its weight as a GGUF file stores it, where other formats leave it in 16 bits."""
+    if owner != "head" or op.kind != "gemm":
+        return owner, op
+    return owner, op._replace(weight_bytes=request.weight_precision.bytes(op.shape[1] * op.shape[2]))
 
 
 def sublayer_work(spec: ModelSpec, name: str, step: Step) -> list[tuple[str, Op]]:
@@ -229,6 +243,14 @@ def _messages(spec: ModelSpec, step: Step, request: Request, hardware: Hardware)
     passes = 2 if step.training else 1
     moved = 2 * size * (cards - 1) / cards
     return [Op("collective", "all-reduce", 0.0, activation_bytes=moved, count=sum(spec.counts.values()) * passes)]
+
+
+def _pipelined(whole: Call, request: Request, cards: int) -> Call:
+    """Pieces of a prompt follow each other from card to card: m pieces on c cards take (m + c - 1) / (m c) of the time."""
+    pieces = max(1.0, request.batch * request.prompt / PIPELINE_TOKENS)
+    share = (pieces + cards - 1) / (pieces * cards)
+    parts = tuple(replace(part, ms=part.ms * share) for part in whole.parts)
+    return Call(ms=sum(part.ms for part in parts), flops=whole.flops, parts=parts, launch_bound=whole.launch_bound)
 
 
 def _with_update(step: Call, spec: ModelSpec, request: Request, hardware: Hardware, table: Efficiency) -> Call:

@@ -82,6 +82,11 @@ class Request:
         return self.mode != "inference"
 
     @property
+    def gguf(self) -> bool:
+        """Whether the weights lie in a GGUF file, which quantises embedding and head too."""
+        return self.precision.startswith("q")
+
+    @property
     def context(self) -> int:
         """Tokens per sequence that the state holds at the end."""
         return self.prompt + self.generate

@@ -7,10 +7,11 @@ import os
 import re
 import tempfile
 from functools import lru_cache
+from importlib.resources import files
 from pathlib import Path
 
-from archcompass.errors import FileFormatError
-from archcompass.profiles.efficiency import ACCELERATOR, PROCESSOR, Efficiency, from_json, shipped, to_json
+from archcompass.errors import FileFormatError, InputError
+from archcompass.profiles.efficiency import ACCELERATOR, PROCESSOR, Efficiency, adapted, from_json, shipped, to_json
 from archcompass.profiles.hardware import Hardware
 from archcompass.profiles.request import Engine
 
@@ -35,11 +36,29 @@ def efficiency_of(hardware: Hardware, engine: Engine = "native") -> Efficiency:
     """The best table there is for `hardware` under `engine`.
 
     Raises:
+        InputError: an engine without public figures for cards of this vendor.
         FileFormatError: the user's calibration is broken.
     """
+    if engine != "native":
+        return _fitted(engine, hardware.vendor, hardware.kind, hardware.id)
     if hardware.kind == "described":
         return ACCELERATOR
     return _load(file_name(hardware, engine), hardware.is_cpu, str(cache_directory()))
+
+
+@lru_cache(maxsize=64)
+def _fitted(engine: Engine, vendor: str, kind: str, identifier: str) -> Efficiency:
+    """The table of an engine, from data/engines.json: fitted to public figures of cards of this vendor, or refused."""
+    source = files("archcompass.profiles").joinpath("data/engines.json")
+    fits = json.loads(source.read_text(encoding="utf-8"))["engines"].get(engine, {})
+    if vendor not in fits:
+        known = ", ".join(sorted(fits)) or "no card at all"
+        raise InputError(
+            f"engine is {engine!r}: there are no figures of it to learn from for {vendor or 'such a machine'} "
+            f"({identifier}), only for {known}; nearest: native"
+        )
+    fit = fits[vendor] | fits[vendor]["by_kind"].get(kind, {})
+    return adapted(ACCELERATOR, fit, f"{engine} on {vendor} cards, fitted to public figures")
 
 
 def save(table: Efficiency, hardware: Hardware, engine: Engine = "native") -> Path:

@@ -1,0 +1,246 @@
+"""Fits the engine tables (profiles/data/engines.json) to public figures, and judges them on devices left out of the fit.
+
+    python benchmarks/engines.py measured.json [--write]
+
+Reads rows of quality "ok" for models whose shape we know. Rows of split "calibration" are fitted, five numbers per engine and
+vendor; rows of split "validation" are devices the fit has never seen. Writes the fit and its errors; prints a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+from archcompass.blocks.model.spec import ModelSpec
+from archcompass.blocks.zoo import names, published
+from archcompass.errors import ArchcompassError
+from archcompass.profiles.efficiency import ACCELERATOR, Efficiency, adapted
+from archcompass.profiles.hardware import Hardware, find
+from archcompass.profiles.predict import predict
+from archcompass.profiles.request import Request
+
+TARGET = Path(__file__).resolve().parent.parent / "profiles" / "data" / "engines.json"
+
+ALIASES = {
+    "llama-3-8b": "llama-3.1-8b", "llama-3-70b": "llama-3.1-70b", "llama-3.3-70b": "llama-3.1-70b",
+    "mistral-7b": "mistral-7b-v0.3", "qwen3-coder-30b-a3b": "qwen3-30b-a3b",
+}  # fmt: skip
+
+# (width, layers, heads, key heads, inner, vocabulary, tied) of dense models that the zoo does not carry, from their cards.
+DENSE = {
+    "llama-2-7b": (4096, 32, 32, 32, 11008, 32000, False),
+    "llama-2-13b": (5120, 40, 40, 40, 13824, 32000, False),
+    "qwen2.5-0.5b": (896, 24, 14, 2, 4864, 151936, True),
+    "qwen2.5-1.5b": (1536, 28, 12, 2, 8960, 151936, True),
+    "qwen2.5-3b": (2048, 36, 16, 2, 11008, 151936, True),
+    "qwen2.5-7b": (3584, 28, 28, 4, 18944, 152064, False),
+    "qwen2.5-coder-7b": (3584, 28, 28, 4, 18944, 152064, False),
+    "qwen2.5-14b": (5120, 48, 40, 8, 13824, 152064, False),
+    "qwen2.5-32b": (5120, 64, 40, 8, 27648, 152064, False),
+    "qwen2.5-72b": (8192, 80, 64, 8, 29568, 152064, False),
+}
+
+PRECISIONS = (
+    ("q4_k_m", "q4_k_m"), ("q8_0", "q8_0"), ("q6_k", "q6_k"), ("q5_k_m", "q5_k_m"), ("q4_0", "q4_0"), ("mxfp4", "mxfp4"),
+    ("int8", "int8"), ("int4", "int4"), ("awq", "int4"), ("w4a16", "int4"), ("fp8", "fp8"), ("bf16", "bf16"),
+    ("fp16", "fp16"), ("f16", "fp16"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """One public figure that we can ask ourselves about."""
+
+    engine: str
+    split: str
+    hardware: Hardware
+    spec: ModelSpec
+    request: Request
+    phase: str
+    ms: float
+    source: str
+
+
+def spec_of(name: str) -> ModelSpec | None:
+    """The model a row speaks of, if its shape is known."""
+    key = ALIASES.get(name.lower(), name.lower())
+    if key in names():
+        return published(key)
+    if key not in DENSE:
+        return None
+    width, layers, heads, key_heads, inner, vocabulary, tied = DENSE[key]
+    attention = {"kind": "attention", "num_attention_heads": heads, "num_key_value_heads": key_heads}
+    attention |= {"head_dim": width // heads}
+    blocks = {"attention": attention, "mlp": {"kind": "gated_mlp", "intermediate_size": inner}}
+    return ModelSpec.model_validate(
+        {"name": key, "hidden_size": width, "vocab_size": vocabulary, "tie_word_embeddings": tied,
+         "layers": f"{layers}*(attention mlp)", "blocks": blocks}
+    )  # fmt: skip
+
+
+def engine_of(framework: str) -> str | None:
+    """Our name for the software, where we have one; of transformers the compiled and captured variant."""
+    text = framework.lower()
+    if text.startswith(("llama.cpp", "llamacpp")) and "vulkan" not in text:
+        return "llama.cpp"
+    if text.startswith("vllm"):
+        return "vllm"
+    return "transformers" if "transformers" in text and "compile, cuda graph" in text else None
+
+
+def precision_of(dtype: str) -> str | None:
+    """Our name for a storage format; the dynamic formats (UD-, _XL) have none."""
+    text = dtype.lower()
+    if "ud-" in text or "_xl" in text or "kv" in text:
+        return None
+    return next((ours for theirs, ours in PRECISIONS if theirs in text), None)
+
+
+def row_of(raw: dict[str, Any]) -> Row | None:
+    """The question behind a public figure, or None when we cannot ask it."""
+    engine = engine_of(raw.get("framework") or "")
+    precision = precision_of(raw.get("dtype") or "")
+    spec = spec_of(raw["model"])
+    batch = raw.get("batch")
+    if not engine or not precision or spec is None or not raw.get("hw_id") or not isinstance(batch, int):
+        return None
+    try:
+        card = find(f"{raw['n_gpu']}x {raw['hw_id']}" if raw["n_gpu"] > 1 else raw["hw_id"])
+    except ArchcompassError:
+        return None
+    parallel = "pipeline" if engine == "llama.cpp" else "tensor"
+    context = int(raw.get("context") or raw.get("input_len") or 0)
+    common = {"batch": batch, "precision": precision, "engine": engine, "parallel": parallel}
+    value = raw["value"]
+    if raw["metric"] == "decode_tok_s":
+        request = Request(prompt=max(context, 1), generate=1, **common)
+        together = batch if raw["scope"] in ("aggregate", "per_run") else 1
+        return Row(engine, raw["split"], card, spec, request, "decode", 1e3 * together / value, raw["source"])
+    if raw["metric"] == "prefill_tok_s" and raw.get("input_len"):
+        request = Request(prompt=int(raw["input_len"]), generate=0, **common)
+        ms = 1e3 * batch * request.prompt / value
+        return Row(engine, raw["split"], card, spec, request, "prefill", ms, raw["source"])
+    if raw["metric"] == "ttft_ms" and raw.get("input_len") and engine == "transformers":
+        request = Request(prompt=int(raw["input_len"]), generate=0, **common)
+        return Row(engine, raw["split"], card, spec, request, "prefill", raw["value"], raw["source"])
+    return None
+
+
+def ratio(row: Row, table: Efficiency) -> float | None:
+    """Predicted over published time; None where the ledger says it cannot have run."""
+    made = predict(row.spec, row.request, row.hardware, efficiency=table)
+    ms = made.decode_ms_per_token if row.phase == "decode" else made.prefill_ms
+    return None if ms is None else ms / row.ms
+
+
+def ratios(rows: list[Row], fit: dict[str, Any], phase: str) -> list[float]:
+    tables = {
+        kind: adapted(ACCELERATOR, fit | fit["by_kind"].get(kind, {}), "trial")
+        for kind in {r.hardware.kind for r in rows}
+    }
+    found = [ratio(row, tables[row.hardware.kind]) for row in rows if row.phase == phase]
+    return [value for value in found if value is not None]
+
+
+def error(values: list[float]) -> float:
+    """Median relative error."""
+    return median(abs(value - 1) for value in values) if values else math.inf
+
+
+def best_fit(rows: list[Row]) -> dict[str, Any]:
+    """The five numbers with the least median error of the logarithm: decode first, prefill with what that left."""
+    fit: dict[str, Any] = {
+        "read": 1.0, "products": 1.0, "experts": 1.0, "layer_seconds": 60e-6, "step_seconds": 126e-6,
+        "spread": {"prefill": [0.5, 2.0], "decode": [0.5, 2.0]}, "made": {}, "by_kind": {},
+    }  # fmt: skip
+    grids = {
+        "decode": (("read", (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)),
+                   ("layer_seconds", (0.0, 10e-6, 20e-6, 40e-6, 60e-6, 80e-6, 100e-6, 140e-6, 200e-6, 300e-6, 500e-6, 800e-6))),
+        "prefill": (("products", (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2)),
+                    ("experts", (0.1, 0.15, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0))),
+    }  # fmt: skip
+    for phase, axes in grids.items():
+        if any(row.phase == phase for row in rows):
+            fit |= least(rows, fit, phase, axes)
+            fit["spread"][phase] = spread(ratios(rows, fit, phase))
+    for kind in sorted({row.hardware.kind for row in rows}):
+        mine = [row for row in rows if row.hardware.kind == kind]
+        if sum(row.phase == "prefill" for row in mine) >= 8:
+            own = least(mine, fit, "prefill", grids["prefill"])
+            inside = ratios(mine, fit | own | {"by_kind": {}}, "prefill")
+            fit["by_kind"][kind] = own | {"spread": fit["spread"] | {"prefill": spread(inside)}}
+    return fit
+
+
+Axis = tuple[str, tuple[float, ...]]
+
+
+def least(rows: list[Row], fit: dict[str, Any], phase: str, axes: tuple[Axis, Axis]) -> dict[str, float]:
+    """The two numbers that leave the least error; a far outlier counts no more than a factor e."""
+    (first, firsts), (second, seconds) = axes
+    trials = []
+    for one, two in product(firsts, seconds):
+        values = ratios(rows, fit | {first: one, second: two, "by_kind": {}}, phase)
+        if values:
+            trials.append((sum(min(abs(math.log(value)), 1.0) for value in values) / len(values), one, two))
+    _, one, two = min(trials)
+    return {first: one, second: two}
+
+
+def spread(inside: list[float]) -> list[float]:
+    """[low, high] factors between which eight of ten published times lie around the predicted one."""
+    if len(inside) < 4:
+        return [0.5, 2.0]
+    cuts = quantiles(inside, n=10)
+    return [round(min(0.95, 1 / cuts[-1]), 3), round(max(1.05, 1 / cuts[0]), 3)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--write", action="store_true", help="keep the fit in profiles/data/engines.json")
+    arguments = parser.parse_args()
+    raw = [
+        row
+        for row in json.loads(arguments.data.read_text())["rows"]
+        if row["quality"] == "ok" and row["task"] == "inference"
+    ]
+    rows = [row for row in map(row_of, raw) if row is not None]
+    engines: dict[str, dict[str, Any]] = {}
+    print(f"{'engine':13s} {'vendor':8s} {'phase':8s} {'fitted':>14s} {'unseen devices':>18s}")
+    for engine in sorted({row.engine for row in rows}):
+        vendors = {row.hardware.vendor for row in rows if row.engine == engine and row.split == "calibration"}
+        for vendor in sorted(vendors):
+            mine = [row for row in rows if row.engine == engine and row.hardware.vendor == vendor]
+            fitted = [row for row in mine if row.split == "calibration"]
+            if sum(row.phase == "decode" for row in fitted) < 8:
+                continue
+            fit = best_fit(fitted)
+            judged = {}
+            for phase in ("decode", "prefill"):
+                inside = ratios(fitted, fit, phase)
+                outside = ratios([row for row in mine if row.split == "validation"], fit, phase)
+                judged[phase] = {
+                    "rows_fitted": len(inside), "median_error_fitted": round(error(inside), 4) if inside else None,
+                    "rows_unseen": len(outside), "median_error_unseen": round(error(outside), 4) if outside else None,
+                }  # fmt: skip
+                shown = [f"{error(v):.1%} of {len(v)}" if v else "-" for v in (inside, outside)]
+                print(f"{engine:13s} {vendor:8s} {phase:8s} {shown[0]:>14s} {shown[1]:>18s}")
+            fit["made"] = {
+                "date": "2026-11", "judged": judged, "devices": sorted({row.hardware.id for row in fitted}),
+                "sources": sorted({row.source.split(":")[0] for row in fitted}),
+            }  # fmt: skip
+            engines.setdefault(engine, {})[vendor] = fit
+    if arguments.write:
+        what = "Engines fitted to public figures (benchmarks/engines.py): factors on the ordinary efficiencies of accelerators"
+        TARGET.write_text(json.dumps({"what": what, "engines": engines}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
