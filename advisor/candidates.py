@@ -158,7 +158,9 @@ def memory_of(sized: Sized, ask: Ask) -> dict[str, Any]:
 def speed_of(sized: Sized, ask: Ask) -> dict[str, Any]:
     """Times with their range and source; None for what cannot run."""
     if sized.times is None:
-        return dict.fromkeys(("ttft_ms", "prefill_ms", "decode_ms_per_token", "tokens_per_second", "per_user"), None) | {
+        return dict.fromkeys(
+            ("ttft_ms", "prefill_ms", "decode_ms_per_token", "tokens_per_second", "per_user"), None
+        ) | {
             "source": "roofline",
             "range": {},
         }
@@ -184,7 +186,10 @@ def why(decision: Decision, family: Family, sized: Sized, vetoes: list[Veto]) ->
     finding = next(finding for finding in decision.findings if finding.family == family)
     said = [finding.reason, *(f"vetoed ({veto.name}): {veto.reason}" for veto in vetoes)]
     if not sized.fits:
-        return [*said, f"even {short_name(sized.spec)} needs {say_bytes(sized.memory.per_card_bytes)} of {_card(decision.ask)}"]
+        return [
+            *said,
+            f"even {short_name(sized.spec)} needs {say_bytes(sized.memory.per_card_bytes)} of {_card(decision.ask)}",
+        ]
     stopped = {
         "memory": f"the memory holds no larger one with {MARGIN:.0%} left free",
         "time": "a larger one would be too slow for what was asked"
@@ -195,7 +200,9 @@ def why(decision: Decision, family: Family, sized: Sized, vetoes: list[Veto]) ->
     }[sized.bound]
     for name, factor in sized.misses.items():
         limit = {"ttft_ms": "first token", "step_ms": "token"}[name]
-        said.append(f"takes {factor:.2g} times as long per {limit} as {'asked' if _asked(decision.ask, name) else 'is comfortable'}")
+        said.append(
+            f"takes {factor:.2g} times as long per {limit} as {'asked' if _asked(decision.ask, name) else 'is comfortable'}"
+        )
     return [*said, stopped]
 
 
@@ -243,7 +250,9 @@ def marginals(sized: Sized, ask: Ask) -> Iterator[Marginal]:
                 memory_bytes=precision(sized.precision).bytes(16 * each),
                 decode_percent=None,
             )
-    yield Marginal(what="one more user", memory_bytes=spec.state_bytes(step), decode_percent=100 * spec.state_bytes(step) / moved)
+    yield Marginal(
+        what="one more user", memory_bytes=spec.state_bytes(step), decode_percent=100 * spec.state_bytes(step) / moved
+    )
 
 
 def _state(block: Block, spec: ModelSpec, step: Step) -> float:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from archcompass.advisor.reading import Reading
-from archcompass.advisor.rules import Finding, findings
+from archcompass.advisor.rules import RULES, Finding, findings
 from archcompass.advisor.sizing.ask import Ask
 from archcompass.advisor.sizing.search import fits_at_all, useful
 from archcompass.advisor.sizing.shapes import FAMILIES, Family, Style, build_spec
@@ -64,7 +64,7 @@ class Decision:
     @cached_property
     def strength(self) -> dict[Family, float]:
         """Strength of each family's rule."""
-        return {finding.family: finding.strength for finding in self.findings}
+        return {rule.family: rule.strength(self.reading) for rule in RULES}
 
     @cached_property
     def styles(self) -> dict[Family, Style]:
@@ -74,7 +74,12 @@ class Decision:
     @cached_property
     def vetoes(self) -> tuple[Veto, ...]:
         """Families that must not come first, and why."""
-        return tuple(veto for family in FAMILIES for veto in self._vetoes_of(family))
+        return tuple(veto for family in FAMILIES for veto in [*self.distrust[family], *self._memory_of(family)])
+
+    @cached_property
+    def distrust(self) -> dict[Family, list[Veto]]:
+        """Vetoes that have nothing to do with memory."""
+        return {family: self._distrust_of(family) for family in FAMILIES}
 
     @cached_property
     def fits(self) -> dict[Family, bool]:
@@ -82,28 +87,33 @@ class Decision:
         return {family: fits_at_all(self.styles[family], self.ask) for family in FAMILIES}
 
     @cached_property
-    def order(self) -> tuple[Family, ...]:
-        """All four families, best first."""
-        vetoed = {veto.family for veto in self.vetoes}
+    def wished(self) -> tuple[Family, ...]:
+        """All four families in the order they would have, did all of them fit."""
 
-        def key(family: Family) -> tuple[bool, bool, float, int]:
-            return (not self.fits[family], family in vetoed, -self.strength[family], FAMILIES.index(family))
+        def key(family: Family) -> tuple[bool, float, int]:
+            return (bool(self.distrust[family]), -self.strength[family], FAMILIES.index(family))
 
         return tuple(sorted(FAMILIES, key=key))
 
     @property
+    def order(self) -> tuple[Family, ...]:
+        """All four families, best first: those that fit, then those that do not."""
+        return tuple(sorted(self.wished, key=lambda family: not self.fits[family]))
+
+    @cached_property
     def family(self) -> Family | None:
-        """The family that comes first; None when none fits."""
-        first = self.order[0]
-        return first if self.fits[first] else None
+        """The family that comes first; None when none fits. Asks of memory only as long as it must."""
+        return next((family for family in self.wished if fits_at_all(self.styles[family], self.ask)), None)
 
     def least_spec(self, family: Family) -> ModelSpec:
         """The smallest useful model of a family: what its traits are read from."""
         style = self.styles[family]
         return build_spec(style, useful(style, self.ask)[0])
 
-    def _vetoes_of(self, family: Family) -> list[Veto]:
+    def _distrust_of(self, family: Family) -> list[Veto]:
         work, found = self.reading.workload, []
+        if self.reading.recall < 0.8 and work.ecosystem == "any":
+            return []
         traits = self.least_spec(family).traits()
         mixers = [traits[name] for name in block_names(self.least_spec(family), "mixer")]
         if self.reading.recall >= 0.8 and not any(mixer.exact_recall for mixer in mixers):
@@ -113,11 +123,14 @@ class Decision:
         if recurrent and work.ecosystem == "mature" and self.reading.hardware.vendor in NO_RECURRENT_KERNELS:
             reason = f"no mature engine has kernels for its recurrence on {self.reading.hardware.name}"
             found.append(Veto(family=family, name="no kernel", reason=reason))
-        if not self.fits[family]:
-            room = say_bytes(self.reading.hardware.memory_bytes)
-            each = " on each card" if self.reading.hardware.count > 1 else ""
-            found.append(Veto(family=family, name="memory", reason=f"its smallest useful model does not fit {room}{each}"))
         return found
+
+    def _memory_of(self, family: Family) -> list[Veto]:
+        if self.fits[family]:
+            return []
+        room = say_bytes(self.reading.hardware.memory_bytes)
+        each = " on each card" if self.reading.hardware.count > 1 else ""
+        return [Veto(family=family, name="memory", reason=f"its smallest useful model does not fit {room}{each}")]
 
 
 def family_of(workload: Workload) -> Family | None:

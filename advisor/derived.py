@@ -167,4 +167,3 @@ def _times(ask: Ask, sizes: Mapping[Family, Sized]) -> list[Quantity]:
 
 def _timed(name: str, value: float, low: float, high: float, unit: str, text: str, source: str) -> Quantity:
     return Quantity(name=name, value=value, low=low, high=high, unit=unit, text=text, source=source)
-

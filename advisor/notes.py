@@ -30,9 +30,7 @@ def retrieval_first(reading: Reading) -> str | None:
             f"model read what was found; the advice is for that reader, at {say_tokens(context)} tokens."
         )
     if reading.signal <= 0.5 and isinstance(context, int) and context > HONEST_TOKENS:
-        return (
-            f"Retrieval first: no published model was shown to use {say_tokens(context)} tokens of text; beyond 1M search, then read less."
-        )
+        return f"Retrieval first: no published model was shown to use {say_tokens(context)} tokens of text; beyond 1M search, then read less."
     if reading.signal <= 0.5 and reading.workload.unbounded and reading.recall >= 0.8:
         return (
             "Retrieval first: an endless input that must be quoted belongs in a searchable index; the model reads what was found, "
@@ -45,7 +43,12 @@ def notes(ask: Ask, family: Family | None, sizes: Mapping[Family, Sized]) -> lis
     """Everything worth a sentence, most important first."""
     reading = ask.reading
     said = [retrieval_first(reading), SMALLER.get(reading.workload.task)]
-    said += [_platform(reading), _text_on_a_state(reading, family), _window_only(sizes, family), _offload(reading, sizes)]
+    said += [
+        _platform(reading),
+        _text_on_a_state(reading, family),
+        _window_only(sizes, family),
+        _offload(reading, sizes),
+    ]
     return [sentence for sentence in said if sentence]
 
 
@@ -54,15 +57,23 @@ def contradictions(ask: Ask, family: Family | None, sizes: Mapping[Family, Sized
     reading, work = ask.reading, ask.reading.workload
     said: list[str | None] = [_breadth_without_room(reading, sizes), _careful_in_four_bits(ask, family, sizes)]
     if reading.endless == 1.0 and work.recall == "exact":
-        said.append("The input never ends, yet it must be quoted exactly: a fixed state cannot, so keep an index beside the model.")
+        said.append(
+            "The input never ends, yet it must be quoted exactly: a fixed state cannot, so keep an index beside the model."
+        )
     if family == "hybrid" and reading.reuse:
-        said.append("Prompts come again and again, but caching prefixes of recurrent state is young: test the engine's hit rate first.")
+        said.append(
+            "Prompts come again and again, but caching prefixes of recurrent state is young: test the engine's hit rate first."
+        )
     if family == "moe" and work.mode == "finetuning":
         said.append("Adapters on experts are fragile: keep the router frozen, or fine-tune a dense model.")
     if work.knowledge == "weights" and work.corpus is not None:
-        said.append("Knowledge is to be in the weights, yet there is an archive: weights age and cannot be cited; retrieval can.")
+        said.append(
+            "Knowledge is to be in the weights, yet there is an archive: weights age and cannot be cited; retrieval can."
+        )
     if family == "ssm" and reading.reasoning >= 2 / 3:
-        said.append("Hard reasoning over a constant state is unproven: no pure state space model above 8B was trained for it.")
+        said.append(
+            "Hard reasoning over a constant state is unproven: no pure state space model above 8B was trained for it."
+        )
     return [*[sentence for sentence in said if sentence], *_missed(ask, family, sizes)]
 
 
@@ -81,7 +92,11 @@ def _breadth_without_room(reading: Reading, sizes: Mapping[Family, Sized]) -> st
     total = sizes["moe"].spec.parameters().total
     if reading.closed_book < 0.5 or (sizes["moe"].fits and total > 2.5e10):
         return None
-    held = f"fits only up to {say_count(total)} in all at {sizes['moe'].precision}" if sizes["moe"].fits else "does not fit at all"
+    held = (
+        f"fits only up to {say_count(total)} in all at {sizes['moe'].precision}"
+        if sizes["moe"].fits
+        else "does not fit at all"
+    )
     return (
         f"{reading.workload.breadth.capitalize()} breadth on {say_bytes(reading.hardware.total_memory_bytes)}: a mixture of experts "
         f"{held}; consider retrieval."

@@ -13,8 +13,8 @@ from archcompass.blocks.model.spec import ModelSpec, block_names
 from archcompass.profiles.ledger import memory
 from archcompass.profiles.predict import predict
 
-NEAR = 5
-"""How many are named."""
+LOOKED_AT, NAMED = 12, 5
+"""How many of the nearest in size are looked at, and how many of those are named."""
 
 
 class Existing(BaseModel):
@@ -51,8 +51,14 @@ def existing(ask: Ask, pick: Sized) -> list[Existing]:
         return []
     target = pick.spec.parameters()
     ranked = sorted(zoo.names(), key=lambda name: (_far(name, target.total), name))
-    found = [_under(ask, name, pick) for name in ranked[:NEAR]]
-    return sorted(found, key=lambda one: (not one.fits, one.family != pick.style.family))
+    specs = {name: zoo.entry(name).spec for name in ranked[:LOOKED_AT]}
+
+    def key(name: str) -> tuple[bool, bool]:
+        length = specs[name].max_position_embeddings
+        return (length is not None and length < ask.prompt, family_of_spec(specs[name]) != pick.style.family)
+
+    found = [_under(ask, name, pick) for name in sorted(specs, key=key)[:NAMED]]
+    return sorted(found, key=lambda one: not one.fits)
 
 
 def family_of_spec(spec: ModelSpec) -> str:
@@ -108,4 +114,3 @@ def _why(ask: Ask, spec: ModelSpec, needs: float, fits: bool, pick: Sized) -> st
         return f"was made for {length:,} tokens"
     kin = "the recommended family" if family_of_spec(spec) == pick.style.family else "another family"
     return f"{kin}, {say_count(spec.parameters().total)} against {say_count(pick.spec.parameters().total)}"
-

@@ -136,7 +136,11 @@ def confidence(decision: Decision, contradicted: list[str]) -> tuple[float, list
         (0.85, reading.signal <= 0.5 and reading.context > HONEST_TOKENS, "nobody measured text at such lengths"),
         (0.8, decision.strength[first] < 0.3, "no rule speaks strongly for any family here"),
         (0.9, reading.card.kind == "described", "the machine is described, not measured"),
-        (0.7, first != decision.findings[0].family, f"the strongest rule speaks for {decision.findings[0].family}, which is out"),
+        (
+            0.7,
+            first != decision.findings[0].family,
+            f"the strongest rule speaks for {decision.findings[0].family}, which is out",
+        ),
     ):
         if holds:
             sure *= factor
@@ -186,7 +190,6 @@ def _users_that_fit(decision: Decision) -> int | None:
 def _largest(decision: Decision, key: str, value: int) -> int | None:
     while value > 1:
         value //= 2
-        if Decision.of(decision.reading.workload.replace(**{key: value})).family is not None:
+        if Decision.of(decision.reading.workload.varied(**{key: value})).family is not None:
             return value
     return None
-

@@ -68,10 +68,12 @@ def _words(work: Workload, family: Family) -> Iterator[Flip]:
             upward = index > at
             if upward in seen:
                 continue
-            other = family_of(work.replace(**{key: words[index]}))
+            other = family_of(work.varied(**{key: words[index]}))
             if other is not None and other != family:
                 seen.add(upward)
-                yield Flip(change=_said(key, words[index]), family=other, key=key, value=words[index], distance=float(distance))
+                yield Flip(
+                    change=_said(key, words[index]), family=other, key=key, value=words[index], distance=float(distance)
+                )
 
 
 def _said(key: str, word: str) -> str:
@@ -88,7 +90,7 @@ def _said(key: str, word: str) -> str:
 def _stream(work: Workload, family: Family) -> Iterator[Flip]:
     if work.stream or work.unbounded:
         return
-    other = family_of(work.replace(context="unbounded", stream=True))
+    other = family_of(work.varied(context="unbounded", stream=True))
     if other is not None and other != family:
         yield Flip(change="if the input never ends", family=other, key="context", value="unbounded", distance=4.0)
 
@@ -113,17 +115,17 @@ def _nearest(work: Workload, family: Family, key: str, now: int, end: int) -> Fl
     inside, outside, other = float(now), float(now), None
     while inside != end:
         outside = min(inside * FACTOR, end) if upward else max(inside / FACTOR, end)
-        other = family_of(work.replace(**{key: round(outside)}))
+        other = family_of(work.varied(**{key: round(outside)}))
         if other is not None and other != family:
             break
         inside = outside
     if other is None or other == family:
         return None
-    edge, other = _bisect(lambda value: family_of(work.replace(**{key: value})), family, inside, outside, other)
+    edge, other = _bisect(lambda value: family_of(work.varied(**{key: value})), family, inside, outside, other)
     value = _readable(key, edge, upward, family, work)
     return Flip(
         change=_number_said(key, value, upward),
-        family=family_of(work.replace(**{key: value})) or other,
+        family=family_of(work.varied(**{key: value})) or other,
         key=key,
         value=value,
         distance=abs(_octaves(value / now)),
@@ -147,7 +149,7 @@ def _readable(key: str, edge: int, upward: bool, family: Family, work: Workload)
     """A round value just past the edge that still changes the answer, or the edge itself."""
     unit = {"context": 1024 if edge >= 8192 else 64, "concurrency": 1, "vram": 10**9 if edge >= 10**10 else 10**8}[key]
     rounded = -(-edge // unit) * unit if upward else max(1, edge // unit) * unit
-    other = family_of(work.replace(**{key: rounded}))
+    other = family_of(work.varied(**{key: rounded}))
     return rounded if other is not None and other != family else edge
 
 
@@ -164,9 +166,11 @@ def _octaves(ratio: float) -> float:
     return log2(ratio) if ratio > 0 else 0.0
 
 
-def decision_map(work: Workload, across: str, down: str, *, columns: Sequence[Any], rows: Sequence[Any]) -> dict[str, Any]:
+def decision_map(
+    work: Workload, across: str, down: str, *, columns: Sequence[Any], rows: Sequence[Any]
+) -> dict[str, Any]:
     """Which family comes first over two inputs: `cells[row][column]`, None where nothing fits, and where the user stands."""
-    cells = [[family_of(work.replace(**{across: column, down: row})) for column in columns] for row in rows]
+    cells = [[family_of(work.varied(**{across: column, down: row})) for column in columns] for row in rows]
     return {
         "across": across,
         "down": down,

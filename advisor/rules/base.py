@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 from archcompass.advisor.reading import Reading
 from archcompass.advisor.sizing.shapes import Family
@@ -63,12 +64,22 @@ class Finding:
     evidence: tuple[Evidence, ...]
 
 
-class Rule(Protocol):
-    """A rule is a function of a reading."""
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule: the family it speaks for, how strongly, and why.
 
-    def __call__(self, reading: Reading) -> Finding: ...
+    Attributes:
+        name, family: which rule, and the family it speaks for.
+        strength: 0 to 1; all the engine asks when it looks for what would change the answer.
+        explain: the whole finding.
+    """
+
+    name: RuleName
+    family: Family
+    strength: Callable[[Reading], float]
+    explain: Callable[[Reading], Finding]
 
 
-def strength(product: float) -> float:
+def bounded(product: float) -> float:
     """A strength: within 0 and 1, to four digits, so that equal inputs print equal numbers."""
     return round(min(1.0, max(0.0, product)), 4)

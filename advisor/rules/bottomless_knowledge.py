@@ -1,6 +1,7 @@
 """Bottomless knowledge: questions from many unrelated fields want a mixture of experts.
 
-    strength = room · want · (1 - 0.4 · tall · (1 - 0.5 · reuse)) · (1 - 0.3 · accuracy) · mode · (1 - signal)
+    strength = room · want · patience · (1 - 0.3 · accuracy) · mode · (1 - signal)
+    patience = (1 - 0.4 · tall · (1 - 0.5 · reuse)) · (1 - 0.6 · endless)
     want = closed_book + (1 - closed_book) · 0.6 · poor
 
 Facts follow all parameters, reasoning the active ones: experts buy facts, and speed where memory is plenty and bandwidth
@@ -8,7 +9,7 @@ scarce. Their price is that every expert lies in memory.
 """
 
 from archcompass.advisor.reading import Reading
-from archcompass.advisor.rules.base import Evidence, Finding, Term, strength
+from archcompass.advisor.rules.base import Evidence, Finding, Rule, Term, bounded
 from archcompass.advisor.units import say_bytes, say_tokens
 
 EVIDENCE = (
@@ -89,14 +90,23 @@ def expert_core(reading: Reading) -> float:
     )
 
 
-def bottomless_knowledge(reading: Reading) -> Finding:
-    """Speaks for the mixture of experts."""
+def patience(reading: Reading) -> float:
+    """What a tall load leaves: its attention keeps the whole cache, which shared prefixes soften, and cannot follow a stream."""
+    return (1.0 - 0.4 * reading.tall * (1.0 - 0.5 * reading.reuse)) * (1.0 - 0.6 * reading.endless)
+
+
+def strength(reading: Reading) -> float:
+    """room · want · patience · (1 - 0.3 · accuracy) · mode · (1 - signal)"""
+    return bounded(expert_core(reading) * patience(reading))
+
+
+def explain(reading: Reading) -> Finding:
+    """The rule's finding, with its arithmetic."""
     work, machine = reading.workload, reading.hardware
-    patience = 1.0 - 0.4 * reading.tall * (1.0 - 0.5 * reading.reuse)
     return Finding(
         rule="bottomless-knowledge",
         family="moe",
-        strength=strength(expert_core(reading) * patience),
+        strength=strength(reading),
         reason=_reason(reading),
         formula="room · want · patience · (1 - 0.3 · accuracy) · mode · (1 - signal)",
         terms=(
@@ -109,17 +119,17 @@ def bottomless_knowledge(reading: Reading) -> Finding:
             ),
             Term(
                 name="want",
-                input=f"{work.breadth} breadth, knowledge in {work.knowledge}, memory {reading.memory_over_speed:.2g} times what "
-                "can be read per token",
+                input=f"{work.breadth} breadth, knowledge in {work.knowledge}, memory {reading.memory_over_speed:.2g} times "
+                "what can be read per token",
                 function="closed book + (1 - closed book) · 0.6 · poor",
                 value=reading.want_of_experts,
                 source="arXiv 2410.19034; GB10 measurements",
             ),
             Term(
                 name="patience",
-                input=f"tall {reading.tall:.2f}, prefix reuse {work.prefix_reuse}",
-                function="1 - 0.4 · tall · (1 - 0.5 · reuse)",
-                value=patience,
+                input=f"tall {reading.tall:.2f}, prefix reuse {work.prefix_reuse}, endless {reading.endless:.2f}",
+                function="(1 - 0.4 · tall · (1 - 0.5 · reuse)) · (1 - 0.6 · endless)",
+                value=patience(reading),
                 source="its attention keeps the whole cache",
             ),
             Term(
@@ -139,13 +149,18 @@ def _reason(reading: Reading) -> str:
     if reading.signal > 0.5:
         return f"{work.modality} hold no encyclopaedia; experts would only take memory"
     if reading.room < 0.5 and reading.closed_book > 0.4:
-        return f"{work.breadth} questions gain from many experts, but {memory} hold too few of them; retrieval is cheaper"
+        return (
+            f"{work.breadth} questions gain from many experts, but {memory} hold too few of them; retrieval is cheaper"
+        )
     if reading.poor > 0.5 and reading.closed_book < 0.5:
         return (
-            f"much memory ({memory}) and little bandwidth: a dense model that fills it is {reading.memory_over_speed:.0f} times "
-            "too slow, experts are not"
+            f"much memory ({memory}) and little bandwidth: a dense model that fills it is "
+            f"{reading.memory_over_speed:.0f} times too slow, experts are not"
         )
     if reading.closed_book > 0.4:
         return f"{work.breadth} questions gain from many experts: facts follow all parameters, speed the active ones"
     where = ", and documents supply the facts" if work.knowledge == "documents" else ""
     return f"{work.breadth} questions gain little from experts{where}; {say_tokens(work.context)} tokens do not ask for them"
+
+
+BOTTOMLESS_KNOWLEDGE = Rule("bottomless-knowledge", "moe", strength, explain)

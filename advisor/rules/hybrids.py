@@ -6,7 +6,7 @@ A few layers of attention keep recall, the rest keep the memory flat. The best s
 """
 
 from archcompass.advisor.reading import Reading
-from archcompass.advisor.rules.base import Evidence, Finding, Term, strength
+from archcompass.advisor.rules.base import Evidence, Finding, Rule, Term, bounded
 from archcompass.advisor.rules.bottomless_knowledge import expert_core
 from archcompass.advisor.units import say_tokens
 
@@ -70,15 +70,29 @@ EVIDENCE = (
 )
 
 
-def hybrids(reading: Reading) -> Finding:
-    """Speaks for the hybrid."""
+def demands(reading: Reading) -> float:
+    """How much is asked at once: facts, exactness, thought."""
+    return 0.5 + 0.2 * expert_core(reading) + 0.2 * reading.recall + 0.1 * reading.reasoning
+
+
+def tools(reading: Reading) -> float:
+    """What two kinds of layers leave of it where tools are young."""
     work = reading.workload
-    demands = 0.5 + 0.2 * expert_core(reading) + 0.2 * reading.recall + 0.1 * reading.reasoning
-    tools = (1.0 - 0.15 * reading.mature) * (1.0 - 0.25 * reading.reuse) * (0.9 if work.mode == "finetuning" else 1.0)
+    return (1.0 - 0.15 * reading.mature) * (1.0 - 0.25 * reading.reuse) * (0.9 if work.mode == "finetuning" else 1.0)
+
+
+def strength(reading: Reading) -> float:
+    """tall · demands · tools"""
+    return bounded(reading.tall * demands(reading) * tools(reading))
+
+
+def explain(reading: Reading) -> Finding:
+    """The rule's finding, with its arithmetic."""
+    work = reading.workload
     return Finding(
         rule="hybrids",
         family="hybrid",
-        strength=strength(reading.tall * demands * tools),
+        strength=strength(reading),
         reason=_reason(reading),
         formula="tall · demands · tools",
         terms=(
@@ -94,14 +108,14 @@ def hybrids(reading: Reading) -> Finding:
                 name="demands",
                 input=f"breadth {work.breadth}, recall {work.recall}, reasoning {work.reasoning}",
                 function="0.5 + 0.2 experts + 0.2 recall + 0.1 reasoning",
-                value=demands,
+                value=demands(reading),
                 source="arXiv 2403.19887, 2507.06457",
             ),
             Term(
                 name="tools",
                 input=f"ecosystem {work.ecosystem}, prefix reuse {work.prefix_reuse}, {work.mode}",
                 function="less where tools must be mature, prompts come again, or it is fine-tuned",
-                value=tools,
+                value=tools(reading),
                 source="vLLM issues on prefix caching of recurrent state",
             ),
         ),
@@ -119,3 +133,6 @@ def _reason(reading: Reading) -> str:
     if work.recall in ("high", "exact"):
         return f"{load} outweigh the weights, and answers must be exact: a few attention layers look up, the rest stay flat"
     return f"{load} outweigh the weights: a few attention layers keep the recall, the rest keep the memory flat"
+
+
+HYBRIDS = Rule("hybrids", "hybrid", strength, explain)

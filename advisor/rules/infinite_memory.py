@@ -6,7 +6,7 @@ True for cost: the state is flat. False for anything that needs exact lookup, wh
 """
 
 from archcompass.advisor.reading import Reading
-from archcompass.advisor.rules.base import Evidence, Finding, Term, strength
+from archcompass.advisor.rules.base import Evidence, Finding, Rule, Term, bounded
 from archcompass.advisor.units import say_tokens
 
 FORGETS = {"none": 0.0, "low": 0.1, "medium": 0.4, "high": 0.85, "exact": 1.0}
@@ -72,18 +72,31 @@ EVIDENCE = (
 )
 
 
-def infinite_memory(reading: Reading) -> Finding:
-    """Speaks for the state space model."""
-    work = reading.workload
-    forgets = FORGETS[work.recall]
+def ground(reading: Reading) -> float:
+    """How far the workload is one a constant state serves."""
     endless = reading.endless * (0.7 + 0.25 * reading.signal)
-    ground = max(endless, 0.9 * reading.long * reading.signal, reading.signal_at_any_length)
-    tools = (1.0 - 0.3 * reading.mature) * (1.0 - 0.2 * reading.reuse) * (0.7 if work.mode == "finetuning" else 1.0)
-    tools *= 1.0 - 0.25 * reading.accuracy * (1.0 - reading.endless)
+    return max(endless, 0.9 * reading.long * reading.signal, reading.signal_at_any_length)
+
+
+def tools(reading: Reading) -> float:
+    """What young tools leave of it."""
+    work = reading.workload
+    ready = (1.0 - 0.3 * reading.mature) * (1.0 - 0.2 * reading.reuse) * (0.7 if work.mode == "finetuning" else 1.0)
+    return ready * (1.0 - 0.25 * reading.accuracy * (1.0 - reading.endless))
+
+
+def strength(reading: Reading) -> float:
+    """(1 - veto) · ground · tools"""
+    return bounded((1.0 - FORGETS[reading.workload.recall]) * ground(reading) * tools(reading))
+
+
+def explain(reading: Reading) -> Finding:
+    """The rule's finding, with its arithmetic."""
+    work = reading.workload
     return Finding(
         rule="infinite-memory",
         family="ssm",
-        strength=strength((1.0 - forgets) * ground * tools),
+        strength=strength(reading),
         reason=_reason(reading),
         formula="(1 - veto) · ground · tools",
         terms=(
@@ -91,21 +104,21 @@ def infinite_memory(reading: Reading) -> Finding:
                 name="veto",
                 input=f"recall {work.recall}",
                 function="none 0, low 0.1, medium 0.4, high 0.85, exact 1",
-                value=forgets,
+                value=FORGETS[work.recall],
                 source="arXiv 2402.01032, BABILong, Jamba",
             ),
             Term(
                 name="ground",
                 input=f"{say_tokens(work.context)} tokens of {work.modality}" + (", a stream" if work.stream else ""),
                 function="max(endless · (0.7 + 0.25 signal), 0.9 · long · signal, signal at any length)",
-                value=ground,
+                value=ground(reading),
                 source="SSM-Scope, TiRex",
             ),
             Term(
                 name="tools",
                 input=f"ecosystem {work.ecosystem}, prefix reuse {work.prefix_reuse}, {work.mode}, accuracy {work.accuracy}",
-                function="less where tools must be mature, prompts come again, it is fine-tuned, or a finite text allows no error",
-                value=tools,
+                function="less where tools must be mature, prompts come again, it is fine-tuned, or no error is allowed",
+                value=tools(reading),
                 source="vLLM issues on prefix caching of recurrent state",
             ),
         ),
@@ -117,7 +130,9 @@ def _reason(reading: Reading) -> str:
     work = reading.workload
     length = f"{say_tokens(work.context)} tokens"
     if FORGETS[work.recall] >= 0.85:
-        return f"a constant state would be cheap, but recall is {work.recall} and a fixed state cannot be trusted to quote"
+        return (
+            f"a constant state would be cheap, but recall is {work.recall} and a fixed state cannot be trusted to quote"
+        )
     if reading.endless == 1.0:
         kind = f"a stream of {work.modality}" if reading.signal > 0.5 else "the input"
         return f"{kind} never ends: a constant state costs the same at every step, a cache grows until it breaks"
@@ -126,3 +141,6 @@ def _reason(reading: Reading) -> str:
     if reading.endless > 0.3:
         return f"{length} cost a recurrence time in proportion and no memory, but over text it loses the thread"
     return f"{length} are too short for a constant state to pay: below 8k tokens attention is faster and exact"
+
+
+INFINITE_MEMORY = Rule("infinite-memory", "ssm", strength, explain)

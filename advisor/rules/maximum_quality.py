@@ -1,13 +1,14 @@
 """Maximum quality: uncompromising accuracy on short or middle context is the transformer's.
 
-    strength = short · (1 - heavy) · need · (1 - 0.45 · signal),   need = 0.5 + 0.3 accuracy + 0.1 reasoning + 0.1 recall + tools
+    strength = short · (1 - heavy) · need · (1 - 0.45 · signal)
+    need = 0.5 + 0.3 accuracy + 0.1 reasoning + 0.1 recall + tools
 
 Its edge at short range is exact recall, tools and the maturity of its training recipes. It is not perplexity: in controlled
 comparisons hybrids are as good or better there, and the evidence below says so.
 """
 
 from archcompass.advisor.reading import Reading
-from archcompass.advisor.rules.base import Evidence, Finding, Term, strength
+from archcompass.advisor.rules.base import Evidence, Finding, Rule, Term, bounded
 from archcompass.advisor.units import say_tokens
 
 EVIDENCE = (
@@ -63,17 +64,26 @@ EVIDENCE = (
 )
 
 
-def maximum_quality(reading: Reading) -> Finding:
-    """Speaks for the transformer."""
+def need(reading: Reading) -> float:
+    """How much exactness and mature tools are wanted."""
     work = reading.workload
     tools = 0.1 * reading.mature + (0.15 if work.mode == "finetuning" else 0.0) + 0.05 * reading.reuse
-    need = min(1.0, 0.5 + 0.3 * reading.accuracy + 0.1 * reading.reasoning + 0.1 * reading.recall + tools)
-    product = reading.short * (1.0 - reading.heavy) * need * (1.0 - 0.45 * reading.signal)
+    return min(1.0, 0.5 + 0.3 * reading.accuracy + 0.1 * reading.reasoning + 0.1 * reading.recall + tools)
+
+
+def strength(reading: Reading) -> float:
+    """short · (1 - heavy) · need · (1 - 0.45 · signal)"""
+    return bounded(reading.short * (1.0 - reading.heavy) * need(reading) * (1.0 - 0.45 * reading.signal))
+
+
+def explain(reading: Reading) -> Finding:
+    """The rule's finding, with its arithmetic."""
+    work = reading.workload
     edge = say_tokens(int(reading.short_edge))
     return Finding(
         rule="maximum-quality",
         family="transformer",
-        strength=strength(product),
+        strength=strength(reading),
         reason=_reason(reading),
         formula="short · (1 - heavy) · need · (1 - 0.45 · signal)",
         terms=(
@@ -95,11 +105,15 @@ def maximum_quality(reading: Reading) -> Finding:
                 name="need",
                 input=f"accuracy {work.accuracy}, reasoning {work.reasoning}, recall {work.recall}, {work.mode}",
                 function="0.5 + 0.3 accuracy + 0.1 reasoning + 0.1 recall + tools",
-                value=need,
+                value=need(reading),
                 source="arXiv 2402.01032, 2511.02651",
             ),
             Term(
-                name="signal", input=work.modality, function="by modality", value=reading.signal, source="TiRex, SSM-Scope"
+                name="signal",
+                input=work.modality,
+                function="by modality",
+                value=reading.signal,
+                source="TiRex, SSM-Scope",
             ),
         ),
         evidence=EVIDENCE,
@@ -117,3 +131,6 @@ def _reason(reading: Reading) -> str:
         )
     exact = "no error is allowed" if reading.accuracy == 1 else "attention forgets nothing it has read"
     return f"{say_tokens(work.context)} tokens are short, {exact}, and its tools are the most mature"
+
+
+MAXIMUM_QUALITY = Rule("maximum-quality", "transformer", strength, explain)

@@ -1,7 +1,8 @@
 """What training costs: adapters on frozen weights (fine-tuning), and the tokens and days of training from nothing.
 
-Fine-tuning is taken as QLoRA (Dettmers et al., arXiv 2305.14314): weights frozen in their format, low-rank adapters beside every
-matrix in 16 bits, activations computed again in the backward pass. Checked: 7-8B at 2 x 2048 tokens takes 7.4 GB (torchtune).
+Fine-tuning is taken as QLoRA (Dettmers et al., arXiv 2305.14314): weights frozen in their format, low-rank adapters beside
+every matrix in 16 bits, activations computed again in the backward pass. Checked: 7-8B at 2 x 2048 tokens takes 7.4 GB
+(torchtune).
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from archcompass.advisor.sizing.ask import Ask
-from archcompass.blocks.model.spec import ModelSpec
 from archcompass.blocks.base import Step
+from archcompass.blocks.model.spec import ModelSpec
 from archcompass.profiles.hardware import Hardware
 from archcompass.profiles.ledger import Memory, memory
 from archcompass.profiles.request import Request

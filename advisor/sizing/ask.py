@@ -20,15 +20,19 @@ TRAINING_SEGMENT = 2**12
 
 FOUR = "int4"
 
-LEAST_PARAMETERS = {"language": 1e8, "signal": 1e4}
-"""Smallest model that is of use: language below 0.1B is no language (SmolLM 135M, Qwen 3 0.6B are the smallest in use)."""
+LEAST_PARAMETERS = {"transformer": 1e8, "ssm": 1e8, "hybrid": 7.5e7, "moe": 1e9}
+"""Smallest language model that is of use: SmolLM 135M, Mamba 130M, Granite 1B-A400M are the smallest in use; a hybrid learns as
+much from less (Olmo Hybrid: 49 % fewer tokens)."""
+
+LEAST_SIGNAL_PARAMETERS = 1e4
+"""Smallest model of a signal that is of use."""
 
 NEED = {
     "extract": 1.2e9, "classify": 0.6e9, "embed": 0.6e9, "detect": 1e8, "forecast": 2e8, "control": 5e7,
     "transcribe": 2e9, "complete": 8e9,
 }  # fmt: skip
-"""Parameters beyond which published results hardly grow for a task: fine-tuned extractors and classifiers of 0.3-1B, embedders of
-0.3-0.6B, log detectors of 5M, TiRex 35M and TimesFM 200M, Whisper 1.5B. Reasoning widens it."""
+"""Parameters beyond which published results hardly grow for a task: fine-tuned extractors and classifiers of 0.3-1B, embedders
+of 0.3-0.6B, log detectors of 5M, TiRex 35M and TimesFM 200M, Whisper 1.5B. Reasoning widens it."""
 
 NEED_OF_REASONING = {"low": 1.0, "medium": 4.0, "high": 16.0, "extreme": 64.0}
 
@@ -60,7 +64,9 @@ class Ask:
         """Tokens of one sequence that are counted."""
         work = self.reading.workload
         whole = work.context if isinstance(work.context, int) else READING_WINDOW[self.kind]
-        return whole if self.serves else min(whole + work.output, TRAINING_SEGMENT if work.mode == "training" else whole)
+        return (
+            whole if self.serves else min(whole + work.output, TRAINING_SEGMENT if work.mode == "training" else whole)
+        )
 
     @property
     def cache_precision(self) -> str | None:
@@ -87,11 +93,11 @@ class Ask:
 
     @cached_property
     def precisions(self) -> tuple[str, ...]:
-        """Formats the weights may take, smallest first. The size is found with the first, then the best that still fits is taken.
+        """Formats the weights may take, smallest first: the size is found with the first, then the best that fits is taken.
 
-        4 bits lose little on short English text (arXiv 2411.02355) and much on long input (arXiv 2505.20276): past 64k tokens with
-        high recall, without tolerance for errors, and for many users at once (W8A8 serves batches best) the floor is 8 bits.
-        Above 8 bits nothing is gained (fp8 is lossless) unless no error is allowed.
+        4 bits lose little on short English text (arXiv 2411.02355) and much on long input (arXiv 2505.20276): past 64k tokens
+        with high recall, without tolerance for errors, and for many users at once (W8A8 serves batches best) the floor is 8
+        bits. Above 8 bits nothing is gained (fp8 is lossless) unless no error is allowed.
         """
         work, reading = self.reading.workload, self.reading
         if work.precision != "auto":

@@ -1,24 +1,26 @@
 """The search for a size: the highest rung of a ladder that fits the memory, meets the times and is not beyond need.
 
 Along a ladder memory and times only grow, so bisection finds it. The size is found in the smallest precision allowed, then the
-best precision that this size still fits is taken: a larger model in 4 bits beats a smaller one in 8 (arXiv 2411.02355), and more
-memory can only raise first the size and then the precision.
+best precision that this size still fits is taken: a larger model in 4 bits beats a smaller one in 8 (arXiv 2411.02355), and
+more memory can only raise first the size and then the precision.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from math import isfinite
 
 from archcompass.advisor.sizing.adapters import adapter_memory, days_allowed, training_days
-from archcompass.advisor.sizing.ask import LEAST_PARAMETERS, Ask
+from archcompass.advisor.sizing.ask import LEAST_PARAMETERS, LEAST_SIGNAL_PARAMETERS, Ask
 from archcompass.advisor.sizing.shapes import Shape, Style, build_spec, ladder
 from archcompass.blocks.model.spec import ModelSpec
 from archcompass.profiles.hardware import Hardware
 from archcompass.profiles.ledger import Memory, memory
 from archcompass.profiles.predict import Prediction, predict
+from archcompass.profiles.request import Request
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +88,7 @@ def size(style: Style, ask: Ask) -> Sized:
     rungs = useful(style, ask)
     precision = ask.precisions[0]
     if not fits(style, rungs[0], ask, precision):
-        return _smallest(style, rungs[0], ask)
+        return _smallest(style, ask)
     most = ask.most_parameters
     within_need = _last(rungs, lambda shape: _parameters(style, shape) <= most) if isfinite(most) else len(rungs) - 1
     in_memory = _last(rungs[: within_need + 1], lambda shape: fits(style, shape, ask, precision))
@@ -100,21 +102,29 @@ def size(style: Style, ask: Ask) -> Sized:
 
 
 def fits_at_all(style: Style, ask: Ask) -> bool:
-    """Whether the smallest useful model of a style fits, in any precision that could be taken."""
-    least = useful(style, ask)[0]
-    return any(fits(style, least, ask, p) for p in (ask.precisions[0], ask.last_resort) if p is not None)
+    """Whether the smallest useful model of a style fits, in any way that could be taken."""
+    return any(fits(plain, useful(plain, ask)[0], ask, precision) for plain, precision in resorts(style, ask))
+
+
+def resorts(style: Style, ask: Ask) -> list[tuple[Style, str]]:
+    """Ways to make the smallest model of a style, the best first: as asked, in fewer bits, a hybrid without experts."""
+    styles = [style, replace(style, experts=0, chosen=0)] if style.family == "hybrid" and style.experts else [style]
+    precisions = [ask.precisions[0], *([ask.last_resort] if ask.last_resort else [])]
+    return [(plain, precision) for plain in styles for precision in precisions]
 
 
 @lru_cache(maxsize=256)
 def _useful(style: Style, least: float) -> tuple[Shape, ...]:
     rungs = ladder(style)
-    first = next(i for i, shape in enumerate(rungs) if _parameters(style, shape) >= least)
-    return rungs[first:]
+    return rungs[bisect_left(rungs, least, key=lambda shape: _parameters(style, shape)) :]
 
 
 def useful(style: Style, ask: Ask) -> tuple[Shape, ...]:
     """Rungs from the smallest model that is of use."""
-    return _useful(style, LEAST_PARAMETERS[ask.kind])
+    if ask.kind == "signal":
+        return _useful(style, LEAST_SIGNAL_PARAMETERS)
+    sparse_hybrid = style.family == "hybrid" and style.experts
+    return _useful(style, LEAST_PARAMETERS["moe" if sparse_hybrid else style.family])
 
 
 def fits(style: Style, shape: Shape, ask: Ask, precision: str) -> bool:
@@ -127,20 +137,12 @@ def ledger(style: Style, shape: Shape, ask: Ask, precision: str) -> Memory:
     spec, request = build_spec(style, shape), ask.request(precision)
     if ask.reading.workload.mode == "finetuning":
         return adapter_memory(spec, request, ask.hardware)
-    return _ledger(spec_key(style, shape), request, ask.hardware)
-
-
-@dataclass(frozen=True)
-class spec_key:  # noqa: N801
-    """A rung, hashable and cheap."""
-
-    style: Style
-    shape: Shape
+    return _ledger(style, shape, request, ask.hardware)
 
 
 @lru_cache(maxsize=4096)
-def _ledger(key: spec_key, request: object, hardware: Hardware) -> Memory:
-    return memory(build_spec(key.style, key.shape), request, hardware)  # type: ignore[arg-type]
+def _ledger(style: Style, shape: Shape, request: Request, hardware: Hardware) -> Memory:
+    return memory(build_spec(style, shape), request, hardware)
 
 
 EASE = (1.0, 4.0, 16.0, 64.0)
@@ -163,7 +165,8 @@ def in_times(style: Style, shape: Shape, ask: Ask, precision: str, ease: float =
     spec = build_spec(style, shape)
     if not ask.serves:
         return training_days(spec, ask) <= days_allowed(ask)
-    return not misses(times(spec, ask, precision), ask, ease)
+    found = times(spec, ask, precision)
+    return found.load.fits and not misses(found, ask, ease)
 
 
 def times(spec: ModelSpec, ask: Ask, precision: str) -> Times:
@@ -176,7 +179,10 @@ def misses(found: Times, ask: Ask, ease: float = 1.0) -> dict[str, float]:
     """Limits that are not met, and by what factor; those nobody asked for are `ease` times as wide."""
     limits = {
         "ttft_ms": (found.first_token_ms, _eased(ask.first_token_ms, ask.asked("ttft_ms"), ease)),
-        "step_ms": (found.paced_ms(ask), _eased(ask.step_ms, ask.asked("ttft_ms" if ask.per_event else "tokens_per_second"), ease)),
+        "step_ms": (
+            found.paced_ms(ask),
+            _eased(ask.step_ms, ask.asked("ttft_ms" if ask.per_event else "tokens_per_second"), ease),
+        ),
     }
     return {
         name: took / limit
@@ -213,18 +219,18 @@ def _best_precision(style: Style, shape: Shape, ask: Ask, ease: float) -> str:
     return ask.precisions[0]
 
 
-def _smallest(style: Style, shape: Shape, ask: Ask) -> Sized:
-    """The smallest useful model: in the last resort's precision when that fits, else as what does not fit."""
-    spare = ask.last_resort
-    if spare is not None and fits(style, shape, ask, spare):
-        return _finish(style, shape, ask, spare, "memory", last_resort=True)
-    held = ledger(style, shape, ask, spare or ask.precisions[0])
+def _smallest(style: Style, ask: Ask) -> Sized:
+    """The smallest useful model in the first way that fits, else as what does not fit."""
+    for plain, precision in resorts(style, ask):
+        shape = useful(plain, ask)[0]
+        if fits(plain, shape, ask, precision):
+            return _finish(plain, shape, ask, precision, "memory", last_resort=precision == ask.last_resort)
     return Sized(
-        style=style,
+        style=plain,
         shape=shape,
-        spec=build_spec(style, shape),
-        precision=spare or ask.precisions[0],
-        memory=held,
+        spec=build_spec(plain, shape),
+        precision=precision,
+        memory=ledger(plain, shape, ask, precision),
         fits=False,
         times=None,
     )

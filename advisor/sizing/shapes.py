@@ -135,8 +135,8 @@ def _attention(style: Style, width: int, window: int | None = None) -> Attention
         groups = (4 if width < 4096 else 8) if style.experts else 8
     else:
         dim = 64 if width >= 64 else 32
-        heads = max(1, width // dim)
-        groups = max(g for g in (1, 2, 4) if heads % g == 0 and g <= max(1, width // 192))
+        groups = 1 if width < 256 else 2 if width < 768 else 4
+        heads = max(1, width // dim // groups) * groups
     return Attention(
         num_attention_heads=heads, num_key_value_heads=groups, head_dim=dim, qk_norm="head", sliding_window=window
     )

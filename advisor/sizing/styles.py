@@ -17,6 +17,9 @@ STREAM_WINDOW = 4096
 WINDOW = 1024
 """Keys of the window layers of a long-context transformer, five of six layers (Gemma 3: cache share from 60 % to 15 %)."""
 
+WINDOW_PERIOD = 6
+"""One full layer in so many of a windowed transformer (Gemma 3); as many as a hybrid has where recall matters."""
+
 EXACT_PERIOD, LEAN_PERIOD = 4, 8
 """Layers per attention layer: 1/4 where recall matters (arXiv 2507.06457 recommends 3:1 to 6:1), 1/8 where it does not (loss is
 lowest at 8 %, arXiv 2406.07887; Jamba takes 1:7)."""
@@ -77,5 +80,5 @@ def windows(family: Family, reading: Reading) -> tuple[int | None, int]:
     if reading.workload.unbounded and (reading.signal > 0.5 or reading.recall < 0.8):
         return STREAM_WINDOW, 0
     if family != "hybrid" and reading.tall > 0.5 and reading.signal <= 0.5:
-        return WINDOW, 6
+        return WINDOW, EXACT_PERIOD if reading.recall >= 0.8 else WINDOW_PERIOD
     return None, 0
