@@ -47,13 +47,19 @@ def causal_conv(
     """
     _check(x, weight, bias, activation, initial_state, cu_seqlens)
     chosen = explain(x, backend=backend, strict=strict).backend
+    past = weight.shape[1] - 1
+    sequences = x.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1
+    before = x.new_zeros(sequences, past, x.shape[2]) if initial_state is None else initial_state.to(x.dtype)
+    if chosen == "triton":
+        from archcompass.kernels.conv.triton_conv import causal_conv_triton_op
+
+        y = causal_conv_triton_op(x, before, weight, bias, cu_seqlens, activation == "silu")
+        return y, _last_tokens(x, before) if cu_seqlens is None else _last_packed_tokens(x, before, cu_seqlens)
     if cu_seqlens is None:
-        before = x.new_zeros(x.shape[0], weight.shape[1] - 1, x.shape[2]) if initial_state is None else initial_state
-        return _dense(x, weight, bias, activation == "silu", before.to(x.dtype), chosen)
-    outputs, states = [x[:, :0]], [x.new_zeros(0, weight.shape[1] - 1, x.shape[2])]
+        return _dense(x, weight, bias, activation == "silu", before, chosen)
+    outputs, states = [x[:, :0]], [before[:0]]
     for n, (start, end) in enumerate(spans(cu_seqlens, x.shape[1])):
-        before = states[0].new_zeros(1, *states[0].shape[1:]) if initial_state is None else initial_state[n : n + 1]
-        out, state = _dense(x[:, start:end], weight, bias, activation == "silu", before.to(x.dtype), chosen)
+        out, state = _dense(x[:, start:end], weight, bias, activation == "silu", before[n : n + 1], chosen)
         outputs.append(out)
         states.append(state)
     return torch.cat(outputs, dim=1), torch.cat(states)
@@ -61,19 +67,36 @@ def causal_conv(
 
 def explain(x: Tensor, *, backend: Backend = "auto", strict: bool = False) -> Choice:
     """Which implementation serves a call with this input, and why."""
-    return choose(OPERATION, backend, x.device, refusals={"triton": "no Triton kernel yet"}, strict=strict)
+    refusals = {"triton": "the kernels sum in float32, and x is float64"} if x.dtype == torch.float64 else {}
+    return choose(OPERATION, backend, x.device, refusals=refusals, strict=strict)
 
 
 def _dense(
     x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, before: Tensor, backend: str
 ) -> tuple[Tensor, Tensor]:
     """One segment of equally long sequences, and the last width - 1 tokens it leaves."""
-    past = before.shape[1]
-    left = torch.cat([before, x[:, x.shape[1] - min(past, x.shape[1]) :]], dim=1)
-    state = left[:, left.shape[1] - past :].clone()
+    state = _last_tokens(x, before)
     if backend == "reference":
         return reference(x, weight, bias, before, silu), state
     return causal_conv_op(x, before, weight, bias, silu), state
+
+
+def _last_tokens(x: Tensor, before: Tensor) -> Tensor:
+    """The tokens that the next segment needs, [batch, width - 1, channels]."""
+    past = before.shape[1]
+    left = torch.cat([before, x[:, x.shape[1] - min(past, x.shape[1]) :]], dim=1)
+    return left[:, left.shape[1] - past :].clone()
+
+
+def _last_packed_tokens(x: Tensor, before: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """The same for packed sequences, without reading their boundaries on the host."""
+    past = before.shape[1]
+    at = cu_seqlens[1:, None] - past + torch.arange(past, device=x.device)  # rows of x; too early ones lie in `before`
+    early = at - cu_seqlens[:-1, None]
+    from_x = x[0][at.clamp(0, max(x.shape[1] - 1, 0))] if x.shape[1] else before
+    length = cu_seqlens.diff()[:, None, None].clamp(max=past)
+    kept = (torch.arange(past, device=x.device)[None, :, None] + length).clamp(max=past - 1).expand_as(before)
+    return torch.where((early >= 0)[..., None], from_x, before.gather(1, kept.to(torch.int64)))
 
 
 @torch.library.custom_op("archcompass::causal_conv", mutates_args=())
@@ -118,7 +141,8 @@ def _(
 
 
 @register_flop_formula(torch.ops.archcompass.causal_conv)  # type: ignore[untyped-decorator]
-def _flops(x_shape, before_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:  # type: ignore[no-untyped-def]
+def conv_flops(x_shape, before_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:  # type: ignore[no-untyped-def]
+    """FLOPs of the operators, from the shapes of their arguments."""
     batch, time, channels = x_shape
     return causal_conv_cost(
         batch=batch, new_tokens=time, channels=channels, width=weight_shape[1], element_bytes=1
@@ -127,7 +151,7 @@ def _flops(x_shape, before_shape, weight_shape, *args, out_shape=None, **kwargs)
 
 @register_flop_formula(torch.ops.archcompass.causal_conv_backward)  # type: ignore[untyped-decorator]
 def _backward_flops(grad_shape, x_shape, before_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:  # type: ignore[no-untyped-def]
-    return 2 * _flops(x_shape, before_shape, weight_shape)
+    return 2 * conv_flops(x_shape, before_shape, weight_shape)
 
 
 def _check(

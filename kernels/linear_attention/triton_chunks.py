@@ -100,18 +100,16 @@ def _seen(CHUNK: tl.constexpr, EXCLUSIVE: tl.constexpr):
 
 
 @triton.jit
-def _halves(
-    b_ptr, row, stride, k, left, q, key, read, running, LEVEL: tl.constexpr, K: tl.constexpr, CHUNK: tl.constexpr
-):
-    """Level LEVEL of the halving: factors of queries in right halves and of keys in left halves of blocks of 2^(LEVEL+1).
+def _halves(b_ptr, row, stride, k, left, read, running, level, K: tl.constexpr, CHUNK: tl.constexpr):
+    """One level of the halving: factors of queries in right halves and of keys in left halves of blocks of 2^(level + 1).
 
     The anchor is the running decay of the last token of the left half. Also which pairs of tokens the level serves.
     """
-    SIZE: tl.constexpr = 1 << LEVEL
+    size = 1 << level
     i = tl.arange(0, CHUNK)
-    block = i // (2 * SIZE)
-    right = (i // SIZE) % 2 == 1
-    anchor_row = block * (2 * SIZE) + SIZE - 1
+    block = i // (2 * size)
+    right = (i // size) % 2 == 1
+    anchor_row = block * (2 * size) + size - 1
     inside = (anchor_row < left)[:, None] & (k < K)[None, :]
     anchor = tl.load(b_ptr + (row - i + anchor_row)[:, None] * stride + k[None, :], mask=inside, other=0.0)
     of_query = tl.where(right[:, None], _fade(read - anchor), 0.0)
@@ -194,9 +192,9 @@ def _scores_kernel(
         keys = _tile(k_ptr + group * K, row, groups * K, k, left, K, CHUNK)
         read, running, _ = _channel_decays(b_ptr + head * K, row, heads * K, k, left, K, EXCLUSIVE, CHUNK)
         own += tl.sum(queries * keys, axis=1)
-        for level in tl.static_range(LEVELS):
+        for level in range(LEVELS):
             of_query, of_key, together = _halves(
-                b_ptr + head * K, row, heads * K, k, left, queries, keys, read, running, level, K, CHUNK
+                b_ptr + head * K, row, heads * K, k, left, read, running, level, K, CHUNK
             )
             product = tl.dot((queries * of_query).to(dot), tl.trans((keys * of_key).to(dot)), input_precision=PRECISION)
             scores += tl.where(together, product, 0.0)

@@ -124,9 +124,9 @@ def _query_key_gradient_kernel(
             own = tl.sum(tl.where(i[:, None] == i[None, :], dscores, 0.0), axis=1)[:, None]
             dq += own * keys
             dk += own * queries
-        for level in tl.static_range(LEVELS):
+        for level in range(LEVELS):
             of_query, of_key, together = _halves(
-                b_ptr + head * K, row, heads * K, k, left, queries, keys, read, running, level, K, CHUNK
+                b_ptr + head * K, row, heads * K, k, left, read, running, level, K, CHUNK
             )
             here = tl.where(together, dscores, 0.0).to(dot)
             here_t = tl.where(together, dscores_t, 0.0).to(dot)

@@ -101,7 +101,7 @@ def _states(k: Tensor, v: Tensor, running: Tensor | None, initial: Tensor | None
     _, _, groups, heads, key_dim, value_dim = call.shape
     states = v.new_empty((call.all_chunks, heads, key_dim, value_dim), dtype=_state_dtype(v))
     final = v.new_empty((call.sequences, heads, key_dim, value_dim), dtype=torch.float32)
-    tile = STATE.pick(v.device)
+    tile = STATE.pick(v.device, bytes=v.element_size())
     tiles = triton.cdiv(key_dim, tile.blocks["BLOCK_K"]) * triton.cdiv(value_dim, tile.blocks["BLOCK_V"])
     chunks_forward._state_kernel[(tiles, heads, call.sequences)](
         k, v, running, initial, states, final, call.cu_seqlens, call.offsets, *call.sizes, groups, heads,
@@ -120,7 +120,7 @@ def _scores(q: Tensor, k: Tensor, running: Tensor | None, exclusive: bool, call:
     chunks_forward._scores_kernel[(call.all_chunks, heads)](
         q, k, running, scores, call.cu_seqlens, call.place, *call.sizes, groups, heads,
         K=key_dim, EXCLUSIVE=exclusive, CHUNK=call.chunk, LEVELS=call.chunk.bit_length() - 1, PRECISION=_precision(q),
-        **SCORES.pick(q.device).launch(), enable_fp_fusion=True,
+        **SCORES.pick(q.device, bytes=q.element_size()).launch(), enable_fp_fusion=True,
     )  # fmt: skip
     return scores
 
@@ -143,7 +143,7 @@ def forward(
     states, final = _states(k, v, running, initial, call)
     scores = _scores(q, k, running, exclusive, call)
     out = torch.empty_like(v)
-    tile = OUTPUT.pick(v.device)
+    tile = OUTPUT.pick(v.device, bytes=v.element_size())
     chunks_forward._output_kernel[(call.all_chunks, triton.cdiv(value_dim, tile.blocks["BLOCK_V"]), heads)](
         q, k, v, running, scores, states, out, call.cu_seqlens, call.place, *call.sizes, groups, heads, scale,
         K=key_dim, V=value_dim, MODE=MODES[call.kind], EXCLUSIVE=exclusive, CHUNK=call.chunk, PRECISION=_precision(v),
@@ -175,18 +175,18 @@ def backward(
         "K": key_dim, "V": value_dim, "MODE": MODES[call.kind], "EXCLUSIVE": exclusive, "CHUNK": call.chunk,
         "PRECISION": _precision(v), "enable_fp_fusion": True,
     }  # fmt: skip
-    tile = STATE_GRADIENT.pick(v.device)
+    tile = STATE_GRADIENT.pick(v.device, bytes=v.element_size())
     tiles = triton.cdiv(key_dim, tile.blocks["BLOCK_K"]) * triton.cdiv(value_dim, tile.blocks["BLOCK_V"])
     chunks_backward._state_gradient_kernel[(tiles, heads, call.sequences)](
         q, dout, running, dfinal, dstates, dinitial, call.cu_seqlens, call.offsets, *common, **flags, **tile.launch()
     )
     dv = torch.empty_like(v)
-    tile = VALUE_GRADIENT.pick(v.device)
+    tile = VALUE_GRADIENT.pick(v.device, bytes=v.element_size())
     chunks_backward._value_gradient_kernel[(call.all_chunks, triton.cdiv(value_dim, tile.blocks["BLOCK_V"]), heads)](
         q, k, running, scores, dstates, dout, dv, call.cu_seqlens, call.place, *common, **flags, **tile.launch()
     )
     levels = call.chunk.bit_length() - 1 if call.kind == "vector" else 0
-    tile = QUERY_KEY_GRADIENT.pick(v.device, levels=levels)
+    tile = QUERY_KEY_GRADIENT.pick(v.device, bytes=v.element_size(), levels=levels)
     tiles = triton.cdiv(key_dim, tile.blocks["BLOCK_K"])
     dtype = q.dtype if heads == groups else torch.float32  # the heads of a group are summed below
     dq, dk = (q.new_empty((batch, time, heads, key_dim), dtype=dtype) for _ in range(2))
