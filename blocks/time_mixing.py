@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,13 @@ def keeps(context: Context | None) -> bool:
 def wide(x: Tensor) -> Tensor:
     """x in float32 at least: gates and decays compound over time."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+@lru_cache(maxsize=1024)
+def constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Numbers that the architecture fixes (decays of heads), once per device; an ordinary tensor in inference mode too."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device, dtype=dtype)
 
 
 def hide(x: Tensor, context: Context | None) -> Tensor:
@@ -131,6 +139,7 @@ __all__ = [
     "MatrixState",
     "ShiftState",
     "ShiftedMatrixState",
+    "constant",
     "hide",
     "keeps",
     "previous",

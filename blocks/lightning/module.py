@@ -7,7 +7,7 @@ from archcompass.blocks.activations import function
 from archcompass.blocks.base import Block
 from archcompass.blocks.lightning.spec import Lightning
 from archcompass.blocks.runtime import BlockModule, BlockState, Context, Linear
-from archcompass.blocks.time_mixing import MatrixState, hide, keeps, recall
+from archcompass.blocks.time_mixing import MatrixState, constant, hide, keeps, recall
 from archcompass.kernels.norm import rms_norm
 
 
@@ -23,7 +23,7 @@ class LightningModule(BlockModule):
         self.norm_weight = nn.Parameter(torch.empty(spec.inner_width))
         self.output = Linear(spec.inner_width, width)
         self.activation = function(spec.hidden_act)
-        self.log_decay = [-slope for slope in spec.slopes(layer)]
+        self.log_decay = tuple(-slope for slope in spec.slopes(layer))
 
     def reset_parameters(self) -> None:
         nn.init.ones_(self.norm_weight)
@@ -34,8 +34,7 @@ class LightningModule(BlockModule):
         before = state.recurrent if isinstance(state, MatrixState) else None
         heads = (self.spec.num_attention_heads, 3, self.spec.head_dim)
         q, k, v = hide(self.activation(self.qkv(x)), context).unflatten(-1, heads).unbind(-2)
-        wide = torch.promote_types(x.dtype, torch.float32)
-        log_decay = torch.tensor(self.log_decay, dtype=wide, device=x.device)
+        log_decay = constant(self.log_decay, x.device, torch.promote_types(x.dtype, torch.float32))
         y, recurrent = recall(q, k, v, log_decay, before)
         y = rms_norm(
             y.flatten(2),

@@ -8,7 +8,7 @@ from torch import Tensor
 from archcompass.blocks.base import Block
 from archcompass.blocks.retention.spec import Retention
 from archcompass.blocks.runtime import BlockModule, BlockState, Context, FixedState, Linear
-from archcompass.blocks.time_mixing import hide, keeps, recall
+from archcompass.blocks.time_mixing import constant, hide, keeps, recall
 from archcompass.kernels.norm import rms_norm
 from archcompass.kernels.rope import rotate
 
@@ -47,8 +47,7 @@ class RetentionModule(BlockModule):
         q, k, v, gate = (part.unflatten(-1, (self.spec.num_attention_heads, -1)) for part in parts)
         cosine, sine = self._table(context, x)
         q, k = (rotate(part, cosine, sine, interleaved=True) for part in (q, k))
-        wide = torch.promote_types(x.dtype, torch.float32)
-        log_decay = torch.tensor(self.spec.log_decay, dtype=wide, device=x.device)
+        log_decay = constant(self.spec.log_decay, x.device, torch.promote_types(x.dtype, torch.float32))
         scale = self.spec.key_head_dim**-0.5
         y, recurrent = recall(q, k, v, log_decay, None if before is None else before.recurrent, scale=scale)
         y = rms_norm(y, None, self.spec.norm_eps, gate=gate, gate_first=False)
@@ -60,7 +59,7 @@ class RetentionModule(BlockModule):
         key = ("retention", self.spec.key_head_dim, x.shape[1], x.dtype)
         if key not in context.tables:
             # In float64: a stream has no end, and float32 positions would turn by the wrong angle after some thousands.
-            frequencies = torch.tensor(self.spec.frequencies, dtype=torch.float64, device=x.device)
+            frequencies = constant(self.spec.frequencies, x.device, torch.float64)
             angles = context.positions(x.shape[1], x.device)[..., None] * frequencies
             context.tables[key] = (angles.cos().to(x.dtype), angles.sin().to(x.dtype))
         cosine, sine = context.tables[key]
