@@ -161,20 +161,18 @@ def main() -> None:
     print(f"{'model':24s} {'phase':9s} {'tokens':>6s} {'measured ms':>12s} {'predicted ms':>12s} {'ratio':>6s}")
     for spec in models(arguments.quick):
         try:
-            found = rows_of(spec, table, here, arguments.seconds, arguments.quick)
+            seen = rows_of(spec, table, here, arguments.seconds, arguments.quick)
         except ArchcompassError as error:
             failed[spec.name] = str(error)
             print(f"{spec.name:24s} failed: {error}")
             continue
-        rows += found
-        for row in found:
+        rows += seen
+        for row in seen:
             shown = f"{row['measured_ms']:12.2f} {row['predicted_ms']:12.2f} {row['ratio']:6.2f}"
             print(f"{row['model']:24s} {row['phase']:9s} {row['tokens']:6d} {shown}", flush=True)
     errors = summary(rows)
-    for phase, found_errors in errors.items():
-        print(
-            f"{phase:9s} {found_errors['rows']:4.0f} rows  median {found_errors['median_error']:.1%}  p90 {found_errors['p90_error']:.1%}"
-        )
+    for phase, found in errors.items():
+        print(f"{phase:9s} {found['rows']:4.0f} rows  median {found['median_error']:.1%}  p90 {found['p90_error']:.1%}")
     kept = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "machine": here.name,
         "threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version(),

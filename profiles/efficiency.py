@@ -172,7 +172,7 @@ def _kind(compute: Curve | float, memory: Curve | float, launch_us: float) -> Ki
     return KindEfficiency(
         compute=compute if isinstance(compute, Curve) else Curve.constant(compute),
         memory=memory if isinstance(memory, Curve) else Curve.constant(memory),
-        launch_seconds=launch_us * 1e-6,
+        launch_seconds=launch_us / 1e6,
     )
 
 

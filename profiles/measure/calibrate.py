@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.resources import files
+from statistics import median
 from typing import Any
 
 import torch
@@ -200,15 +201,18 @@ class _Bench:
         """Efficiencies of the operations that only this block has, from its time at several lengths."""
         request = Request(precision=name)
         launch = self._launch(table, block, name)
-        points: dict[str, list[_Point]] = {}
-        for step in [request.step(1, 64), *(request.step(new) for new in TOKENS)]:
+        steps = [request.step(1, 64), *(request.step(new) for new in TOKENS)]
+        rests = [_rest(table, _alone(block, width), step, self.peaks) for step in steps]
+        factors = []
+        for step, rest in zip(steps, rests, strict=True):
             spent = self._sublayer(block, width, step, name)
-            rest = _rest(table, _alone(block, width), step, self.peaks)
-            mine = sum(seconds * op.count for op, seconds in rest.own)
-            over = spent - rest.known - launch * rest.count
-            factor = max(over, 0.02 * spent) / max(mine, 1e-9)
-            for op, foreseen in rest.own:
-                points.setdefault(op.name, []).append(_Point(step.new_tokens, op, foreseen * factor))
+            left = spent - rest.known - launch * rest.count
+            factors.append(max(left, 0.02 * spent) / max(sum(wanted * op.count for op, wanted in rest.own), 1e-9))
+        factors[1:] = _levelled(factors[1:])
+        points: dict[str, list[_Point]] = {}
+        for step, rest, factor in zip(steps, rests, factors, strict=True):
+            for op, wanted in rest.own:
+                points.setdefault(op.name, []).append(_Point(step.new_tokens, op, wanted * factor))
         return {
             f"{block.kind}/{op_name}:{found[0].op.compute}": self._curves(found, launch)
             for op_name, found in points.items()
@@ -312,6 +316,11 @@ def _rest(table: Efficiency, spec: ModelSpec, step: Step, found: dict[str, float
             own.append((op, spent))
             count += op.count
     return _Rest(known, own, count)
+
+
+def _levelled(values: list[float]) -> list[float]:
+    """Each value as the median of itself and its neighbours: what is left of a difference is noisy."""
+    return [median(values[max(0, index - 1) : index + 2]) for index in range(len(values))]
 
 
 def _never_falling(times: dict[tuple[int, int], float]) -> None:

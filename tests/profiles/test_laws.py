@@ -12,7 +12,7 @@ from archcompass.profiles.request import Request
 
 ROOM = 10**15  # memory enough for anything, so that every question has a speed
 
-few = settings(max_examples=40, deadline=None)
+few = settings(max_examples=25, deadline=None)
 
 
 @st.composite

@@ -1,0 +1,124 @@
+"""Efficiency curves interpolate inside, hold at the edge, and survive their file; tables are chosen in the right order."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from archcompass.blocks.model.spec import ModelSpec
+from archcompass.errors import FileFormatError, InputError
+from archcompass.profiles import tables
+from archcompass.profiles.efficiency import ACCELERATOR, PROCESSOR, Curve, Efficiency, from_json, scaled, to_json
+from archcompass.profiles.hardware import describe, find
+from archcompass.profiles.predict import predict
+from archcompass.profiles.request import Request
+
+GRID = Curve((1.0, 16.0, 256.0), (64.0, 4096.0), ((0.1, 0.2), (0.4, 0.5), (0.8, 0.6)))
+
+
+def test_a_curve_goes_through_its_points() -> None:
+    for row, x in enumerate(GRID.x):
+        for column, y in enumerate(GRID.y):
+            assert GRID.at(x, y) == GRID.values[row][column]
+
+
+def test_beyond_its_points_a_curve_holds_the_edge() -> None:
+    assert GRID.at(1e9, 64.0) == 0.8
+    assert GRID.at(1.0, 1.0) == 0.1
+    assert GRID.at(1e9, 1e9) == 0.6
+    assert not GRID.covers(1e9, 64.0)
+    assert GRID.covers(20.0, 100.0)
+
+
+def test_between_points_the_logarithm_is_interpolated() -> None:
+    assert GRID.at(4.0, 64.0) == pytest.approx((0.1 * 0.4) ** 0.5)
+    assert GRID.at(1.0, 512.0) == pytest.approx((0.1 * 0.2) ** 0.5)
+
+
+@given(
+    st.dictionaries(st.integers(0, 12).map(lambda n: 4.0**n), st.floats(1e-4, 4.0), min_size=1),
+    st.floats(0.1, 1e8),
+    st.floats(1.0, 1e3),
+)
+def test_a_levelled_curve_never_takes_less_time_for_more_work(
+    points: dict[float, float], x: float, more: float
+) -> None:
+    curve = Curve.over(scaled(points))
+    assert x * more / curve.at(x * more) >= x / curve.at(x) * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("table", [ACCELERATOR, PROCESSOR], ids=lambda table: table.name)
+def test_a_table_survives_its_file(table: Efficiency) -> None:
+    back = from_json(json.loads(json.dumps(to_json(table))))
+    assert back.kinds == table.kinds
+    assert back.spread == table.spread
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"archcompass_efficiency": 99}, {"kinds": None}, {"peaks": 3}, {"layer_seconds": "soon"}, {"spread": {"decode": [1]}},
+     {"kinds": {"gemm": {"compute": {"x": [2, 1], "y": [1], "values": [[1], [1]]}, "memory": {}, "launch_seconds": 0}}}],
+)  # fmt: skip
+def test_a_broken_table_is_refused(damage: dict[str, object]) -> None:
+    with pytest.raises(FileFormatError, match="calibrate again"):
+        from_json(to_json(ACCELERATOR) | damage, where="mine.json")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "nonsense", "{}", "\x00"])
+def test_a_broken_file_of_this_user_is_refused_with_its_name(content: str, no_calibration_of_this_user: Path) -> None:
+    no_calibration_of_this_user.mkdir(parents=True)
+    (no_calibration_of_this_user / f"{tables.file_name(find('rtx-4090'))}.json").write_text(content)
+    tables.forget()
+    with pytest.raises(FileFormatError, match="rtx-4090-native"):
+        tables.efficiency_of(find("rtx-4090"))
+
+
+def test_a_calibration_of_this_user_comes_first_and_says_so(
+    llama: ModelSpec, no_calibration_of_this_user: Path
+) -> None:
+    card = find("rtx-4090")
+    before = predict(llama, Request(), card)
+    path = tables.save(replace(ACCELERATOR, source="calibrated", step_seconds=0.5), card)
+    after = predict(llama, Request(), card)
+    assert path.parent == no_calibration_of_this_user
+    assert (before.source, after.source) == ("roofline", "calibrated")
+    assert after.decode_ms_per_token is not None
+    assert after.decode_ms_per_token > 500
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_measured_peaks_stand_for_the_data_sheets(llama: ModelSpec) -> None:
+    card = find("rtx-4090")
+    slow = replace(ACCELERATOR, peaks={"bandwidth": card.bandwidth_bytes_per_second / 2})
+    one, two = predict(llama, Request(), card), predict(llama, Request(), card, efficiency=slow)
+    assert two.decode_ms_per_token is not None
+    assert one.decode_ms_per_token is not None
+    assert 1.8 < two.decode_ms_per_token / one.decode_ms_per_token < 2.1
+
+
+def test_an_engine_learnt_from_public_figures_differs_from_ours(llama: ModelSpec) -> None:
+    card = find("rtx-4090")
+    made = predict(llama, Request(precision="q4_k_m", prompt=512, engine="llama.cpp"), card)
+    assert made.source == "calibrated"
+    assert made.decode_ms_per_token == pytest.approx(1e3 / 128, rel=0.15)  # XiongjieDai's table: 127.7 tokens a second
+    assert made.low["decode"] < 1 < made.high["decode"]
+
+
+@pytest.mark.parametrize(
+    ("engine", "card"), [("vllm", "mi300x"), ("transformers", "m3-max-40c"), ("llama.cpp", "arc-b580")]
+)
+def test_an_engine_without_data_is_refused(engine: str, card: str, llama: ModelSpec) -> None:
+    with pytest.raises(InputError, match=f"engine is '{engine}'.*nearest: native"):
+        predict(llama, Request(engine=engine), find(card))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="engine"):
+        predict(llama, Request(engine=engine), describe(vram=80, bandwidth=2000, tflops=500))  # type: ignore[arg-type]
+
+
+def test_fitted_engines_say_on_what_they_were_judged() -> None:
+    made = tables.efficiency_of(find("rtx-4090"), "llama.cpp").made
+    assert made["judged"]["decode"]["median_error_unseen"] < 0.15
+    assert made["judged"]["prefill"]["median_error_unseen"] < 0.35
+    assert made["sources"]

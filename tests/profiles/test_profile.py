@@ -1,0 +1,92 @@
+"""The report: the keys scripts rely on, for predictions alone (measuring has its own file)."""
+
+import json
+from typing import Any
+
+import pytest
+
+from archcompass.blocks.model.spec import ModelSpec
+from archcompass.errors import ArchcompassError, InputError
+from archcompass.profiles.hardware import find
+from archcompass.profiles.predict import predict
+from archcompass.profiles.profile import profile
+from archcompass.profiles.request import Request
+
+
+def dumped(spec: ModelSpec, **asked: Any) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads(json.dumps(profile(spec, **asked).model_dump(mode="json")))
+    return data
+
+
+def test_the_keys_that_scripts_rely_on_are_there(llama: ModelSpec) -> None:
+    data = dumped(llama, gpu="2x RTX 4090", prompt=2048, generate=64, batch=2)
+    assert {"model", "parameters", "hardware", "precision", "batch", "prompt", "generate", "profiles"} <= set(data)
+    assert set(data["parameters"]) == {"total", "active", "active_without_embeddings"}
+    assert data["hardware"] == "2x rtx-4090"
+    (entry,) = data["profiles"]
+    assert {"source", "memory", "prefill", "decode", "range", "fits"} <= set(entry)
+    needed = {"weights_bytes", "state_bytes", "activation_bytes", "overhead_bytes", "total_bytes"}
+    assert needed <= set(entry["memory"])
+    assert set(entry["prefill"]) == {"ms", "tokens_per_second", "flops"}
+    assert {"ms_per_token", "tokens_per_second"} <= set(entry["decode"])
+    assert entry["source"] in ("calibrated", "roofline")
+
+
+def test_the_total_is_the_sum_of_the_printed_parts(llama: ModelSpec) -> None:
+    sizes = dumped(llama, gpu="h200", mode="training", prompt=512)["profiles"][0]["memory"]
+    parts = ("weights_bytes", "state_bytes", "activation_bytes", "overhead_bytes", "training_bytes")
+    assert sizes["total_bytes"] == sum(sizes[part] for part in parts)
+
+
+def test_the_report_and_the_predictor_say_the_same(llama: ModelSpec) -> None:
+    entry = profile(llama, gpu="l40s", prompt=3000, generate=100, precision="fp8").profiles[0]
+    made = predict(llama, Request(prompt=3000, generate=100, precision="fp8"), find("l40s"))
+    assert entry.decode is not None
+    assert entry.prefill is not None
+    assert entry.decode.ms_per_token == made.decode_ms_per_token
+    assert entry.prefill.ms == made.prefill_ms
+    assert entry.memory.total_bytes == pytest.approx(made.memory.total_bytes, abs=5)
+    assert sum(part.ms for part in entry.breakdown["decode"]) == pytest.approx(made.decode_ms_per_token)
+
+
+def test_a_range_surrounds_the_number(llama: ModelSpec) -> None:
+    entry = profile(llama, gpu="l40s").profiles[0]
+    assert entry.prefill is not None
+    assert entry.range.prefill_ms is not None
+    assert entry.range.prefill_ms[0] < entry.prefill.ms < entry.range.prefill_ms[1]
+
+
+def test_what_does_not_fit_has_no_speed_and_says_what_it_needs(giant: ModelSpec) -> None:
+    report = profile(giant, gpu="8x h100-sxm", precision="fp8")
+    entry = report.profiles[0]
+    assert not report.fits
+    assert entry.prefill is None
+    assert entry.decode is None
+    assert entry.range.decode_ms_per_token is None
+    assert "does not fit" in entry.verdict
+
+
+def test_more_memory_can_be_claimed_and_a_card_described(llama: ModelSpec) -> None:
+    assert not profile(llama, gpu="rtx-4090", prompt=60000).fits
+    assert profile(llama, gpu="rtx-4090", prompt=60000, vram="48GB").fits
+    described = profile(llama, vram="24GB", bandwidth="1008GB/s", tflops=165)
+    assert described.hardware == "described"
+    assert described.fits
+
+
+def test_without_a_card_the_answer_is_for_this_machine(families: dict[str, ModelSpec]) -> None:
+    report = profile(families["ssm"], prompt=64, generate=4)
+    assert report.hardware == "cpu"
+    assert "--device cpu" in report.check
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"gpu": "rtx 9999"}, {"gpu": "rtx-4090", "batch": 0}, {"gpu": "rtx-4090", "precision": "int3"}, {"vram": "24GB"},
+     {"gpu": "rtx-4090", "vram": "-3GB"}, {"device": "tpu"}, {"gpu": "rtx-4090", "mode": "training", "precision": "q4_0"}],
+)  # fmt: skip
+def test_bad_input_is_refused_in_one_line(asked: dict[str, Any], llama: ModelSpec) -> None:
+    with pytest.raises(InputError) as refused:
+        profile(llama, **asked)
+    assert isinstance(refused.value, ArchcompassError)
+    assert "\n" not in str(refused.value)
