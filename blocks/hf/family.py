@@ -80,7 +80,7 @@ class Place(NamedTuple):
     """Where a sublayer stands: its layer, its index among all sublayers, its place within the layer, and the block."""
 
     layer: int
-    index: int
+    sublayer: int
     part: int
     name: str
     block: Block
@@ -88,7 +88,7 @@ class Place(NamedTuple):
     @property
     def ours(self) -> str:
         """Prefix of its tensors in the `LanguageModel`."""
-        return f"layers.{self.index}"
+        return f"layers.{self.sublayer}"
 
 
 def places(spec: ModelSpec) -> Iterator[Place]:

@@ -71,7 +71,7 @@ def write(spec: ModelSpec) -> dict[str, Any]:
     """MiniMax's keys."""
     attention, moe = first(spec, Attention, "minimax"), first(spec, MoE, "minimax")
     kinds = [place for place in places(spec) if place.part == 0]
-    factors = {}
+    factors: dict[str, float] = {}
     for name, block in spec.blocks.items():
         key = {Attention: "full_attn", Lightning: "linear_attn", MoE: "mlp"}[type(block)]
         join = spec.residual_of(name)

@@ -12,17 +12,19 @@ from typing import Any
 
 from archcompass.blocks.activations import HF_NAMES
 from archcompass.blocks.attention.spec import Attention
+from archcompass.blocks.base import Block
 from archcompass.blocks.gated_mlp.spec import GatedMLP
 from archcompass.blocks.hf import parts
 from archcompass.blocks.hf.families.llama import hf_activation
 from archcompass.blocks.hf.families.mamba2 import NUMERICS_NEUTRAL
-from archcompass.blocks.hf.family import Family, Part, blocks_of, norm_eps, places, sizes, stack, written_sizes
+from archcompass.blocks.hf.family import Family, Part, norm_eps, places, sizes, stack, written_sizes
 from archcompass.blocks.hf.fields import Fields
 from archcompass.blocks.hf.weights import Weight, same
 from archcompass.blocks.mamba2.spec import Mamba2
 from archcompass.blocks.model.spec import ModelSpec, Residual
 from archcompass.blocks.moe.spec import MoE
 from archcompass.blocks.norm.spec import RMSNorm
+from archcompass.errors import ConversionError
 
 _LETTERS = {"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"}
 _KINDS = {"linear_attention": "mamba", "full_attention": "attention"}
@@ -134,21 +136,28 @@ def write_router(moe: MoE) -> dict[str, Any]:
 
 def write(spec: ModelSpec) -> dict[str, Any]:
     """Nemotron-H's keys."""
-    letters = {Mamba2: "M", Attention: "*", GatedMLP: "-", MoE: "E"}
-    pattern = "".join(letters[type(place.block)] for place in places(spec))
+    letters = {"mamba2": "M", "attention": "*", "gated_mlp": "-", "moe": "E"}
+    pattern = "".join(letters.get(place.block.kind, "?") for place in places(spec))
     written = written_sizes(spec) | {
         "hybrid_override_pattern": pattern,
         "layer_norm_epsilon": norm_eps(spec),
     }
-    for kind, writer in (
-        (Mamba2, _write_mamba),
-        (Attention, _write_attention),
-        (GatedMLP, _write_mlp),
-        (MoE, _write_moe),
-    ):
-        for block in blocks_of(spec, kind)[:1]:
-            written |= writer(block)
+    for block in spec.blocks.values():
+        written |= _write_block(block)
     return written
+
+
+def _write_block(block: Block) -> dict[str, Any]:
+    match block:
+        case Mamba2():
+            return _write_mamba(block)
+        case Attention():
+            return _write_attention(block)
+        case GatedMLP():
+            return _write_mlp(block)
+        case MoE():
+            return _write_moe(block)
+    raise ConversionError(f"blocks has a {block.kind}; nemotron_h is made of mamba2, attention, gated_mlp and moe")
 
 
 def _write_mamba(block: Mamba2) -> dict[str, Any]:

@@ -59,11 +59,11 @@ def weights(spec: ModelSpec) -> Iterator[Weight]:
             yield mixes(f"{ours}.mix", theirs, ("key", "value", "receptance"), spec.hidden_size)
             yield same(f"{ours}.decay", f"{theirs}.time_decay")
             yield same(f"{ours}.bonus", f"{theirs}.time_first")
-            names = ("key", "value", "receptance", "output")
+            names = ["key", "value", "receptance", "output"]
         else:
             theirs = f"{theirs}.feed_forward"
             yield mixes(f"{ours}.mix", theirs, ("key", "receptance"), spec.hidden_size)
-            names = ("key", "value", "receptance")
+            names = ["key", "value", "receptance"]
         for name in names:
             yield from parts.linear(f"{ours}.{name}", f"{theirs}.{name}")
 
