@@ -14,7 +14,7 @@ import re
 import tempfile
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -76,7 +76,7 @@ def save_pretrained(model: LanguageModel, folder: str | Path, model_type: str | 
     state = model.state_dict()
     table = _present(family(str(config["model_type"])).weights(model.spec), ())
     _write_shards(target, _plan(table, state), state)
-    write_text(target / "config.json", json.dumps(_finite(config), indent=2) + "\n")
+    write_text(target / "config.json", json.dumps(config, indent=2) + "\n")
 
 
 class Shards:
@@ -273,15 +273,6 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
     except (SafetensorError, OSError) as error:
         Path(temporary).unlink(missing_ok=True)
         raise FileFormatError(f"{path} cannot be written: {error}") from error
-
-
-def _finite(value: Any) -> Any:
-    """Infinity as transformers writes it, since JSON has none."""
-    if isinstance(value, float) and value in (float("inf"), float("-inf")):
-        return {"__float__": "Infinity" if value > 0 else "-Infinity"}
-    if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    return [_finite(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def _listed(names: Sequence[str]) -> str:

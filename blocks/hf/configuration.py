@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
@@ -71,7 +72,7 @@ def read_json(path: str | Path) -> tuple[Path, dict[str, Any]]:
     file = Path(path)
     file = file / "config.json" if file.is_dir() else file
     try:
-        config = json.loads(read_text(file), object_hook=_special_floats)
+        config = json.loads(read_text(file))
     except (ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
@@ -91,7 +92,7 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
     if not isinstance(model_type, str):
         raise ConversionError("model_type is missing; a Hugging Face config.json names its family there")
     chosen = family(model_type)
-    fields = Fields(config, chosen.no_effect, chosen.aliases)
+    fields = Fields(_special_floats(config), chosen.no_effect, chosen.aliases)
     try:
         spec = chosen.read(fields)
     except ConversionError:
@@ -105,7 +106,7 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
 
 
 def to_config(spec: ModelSpec, model_type: str | None = None) -> dict[str, Any]:
-    """The config.json that says this model.
+    """The config.json that says this model, as plain data.
 
     Args:
         spec: the model.
@@ -137,14 +138,25 @@ def _written(spec: ModelSpec, chosen: Family) -> dict[str, Any]:
         raise ConversionError(f"{chosen.model_type} cannot say this model: {_plain(error)}") from error
     if lost := differences(spec, back):
         raise ConversionError(f"{chosen.model_type} cannot say this model: {lost[0]}")
-    return config
+    return {key: _finite(value) for key, value in config.items()}
 
 
-def _special_floats(value: dict[str, Any]) -> Any:
-    """transformers writes infinity as {"__float__": "Infinity"}."""
-    if set(value) == {"__float__"}:
-        return float(str(value["__float__"]).replace("Infinity", "inf"))
-    return value
+def _special_floats(value: Any) -> Any:
+    """transformers writes infinity, which JSON lacks, as {"__float__": "Infinity"}."""
+    if isinstance(value, Mapping):
+        if set(value) == {"__float__"}:
+            return float(str(value["__float__"]).replace("Infinity", "inf"))
+        return {key: _special_floats(entry) for key, entry in value.items()}
+    return [_special_floats(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def _finite(value: Any) -> Any:
+    """The same on the way out."""
+    if isinstance(value, float) and math.isinf(value):
+        return {"__float__": "Infinity" if value > 0 else "-Infinity"}
+    if isinstance(value, Mapping):
+        return {key: _finite(entry) for key, entry in value.items()}
+    return [_finite(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def _plain(error: Exception) -> str:
