@@ -1,7 +1,7 @@
 """The whole way: recommend, build the pick from real blocks on this machine, profile it, and hand it over.
 
 The folder it writes holds workload.yaml (the question), model.yaml (the answer, ready for other tools), report.json (every
-number). Each file is written whole or not at all.
+number) and report.html (the picture). Each file is written whole or not at all.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from archcompass.advisor.pictures import gather
 from archcompass.advisor.reading import Reading
 from archcompass.advisor.recommend import Recommendation, recommend
 from archcompass.advisor.sizing.ask import Ask
@@ -32,6 +33,7 @@ class Advice(BaseModel):
     Attributes:
         recommendation: family, reasons, candidates.
         profile: the first candidate's, predicted for the target and measured here.
+        pictures: what the report draws beyond them (see pictures.py).
         versions: of what made these numbers.
     """
 
@@ -40,6 +42,7 @@ class Advice(BaseModel):
     workload: Workload
     recommendation: Recommendation
     profile: ProfileReport
+    pictures: dict[str, Any]
     versions: dict[str, str]
 
     def as_data(self) -> dict[str, Any]:
@@ -48,6 +51,7 @@ class Advice(BaseModel):
             "archcompass": 1,
             "recommendation": self.recommendation.model_dump(mode="json"),
             "profile": self.profile.model_dump(mode="json"),
+            "pictures": self.pictures,
             "versions": self.versions,
         }
 
@@ -82,7 +86,13 @@ def advise(workload: Workload, *, seconds: float = 40.0, progress: Progress | No
         seconds=seconds,
         progress=progress,
     )
-    return Advice(workload=workload, recommendation=answer, profile=report, versions=_versions())
+    return Advice(
+        workload=workload,
+        recommendation=answer,
+        profile=report,
+        pictures=gather(workload, answer),
+        versions=_versions(),
+    )
 
 
 def here() -> str:
@@ -98,10 +108,14 @@ def write(advice: Advice, folder: Path) -> list[Path]:
     Raises:
         FileFormatError: the folder cannot be made or written to.
     """
+    from archcompass.advisor.report.html import page
+
+    data = advice.as_data()
     contents = {
         "workload.yaml": advice.workload.to_yaml(),
         "model.yaml": to_yaml(advice.recommendation.candidates[0].model),  # type: ignore[arg-type]
-        "report.json": json.dumps(advice.as_data(), indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+        "report.json": json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+        "report.html": page(data, f"archcompass advise {folder / 'workload.yaml'} -o {folder}"),
     }
     return write_all(folder, contents)
 

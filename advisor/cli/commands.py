@@ -34,6 +34,8 @@ COMMANDS = {
     "compare": Command(
         "compare", "The four families at one budget over a sweep of context or batch, with the crossover points."
     ),
+    "report": Command("report", "A saved report.json as one self-contained HTML page."),
+    "diff": Command("report", "What changed between two answers, for a pull request. Exit 1 when something did."),
     "models": Command("catalogue", "Published models: parameters, cache per token, constant state, source."),
     "gpus": Command("catalogue", "Accelerators: memory, bandwidth, dense arithmetic, source."),
     "convert": Command("convert", "HF config.json to our YAML, and back; nothing is dropped in silence."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from archcompass.advisor.decide import family_of
 from archcompass.advisor.questionnaire import Interview, settled
 from archcompass.advisor.recommend import recommend
 from archcompass.advisor.workload import Workload
@@ -33,4 +34,4 @@ def line(interview: Interview) -> str:
 
 def is_settled(interview: Interview) -> bool:
     """Whether no open answer can change the family any more."""
-    return settled(interview, lambda workload: families(workload)[0])
+    return settled(interview, lambda workload: family_of(workload) or "nothing fits")

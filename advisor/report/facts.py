@@ -46,7 +46,7 @@ def rows(data: Data, profile: Data | None, bar: int) -> list[list[str]]:
             memory_cell(candidate["memory"]["total_bytes"], capacity, bar),
             prefill(candidate["speed"]),
             decode(candidate["speed"]),
-            *([_ratio(profile) if candidate["rank"] == 1 else ""] if profile else []),
+            *([ratio(profile) if candidate["rank"] == 1 else ""] if profile else []),
             verdict(candidate),
         ]
         for candidate in data["candidates"]
@@ -90,7 +90,7 @@ def verdict(candidate: Data) -> str:
     return f"yes, misses {', '.join(misses)}" if misses else "yes"
 
 
-def lines(data: Data, profile: Data | None) -> list[tuple[str, str]]:
+def lines(data: Data, profile: Data | None, folder: str | None = None) -> list[tuple[str, str]]:
     """The sentences below the table: (label, text)."""
     pick = data["candidates"][0]
     said = [("It would flip to", flips(data))]
@@ -104,8 +104,14 @@ def lines(data: Data, profile: Data | None) -> list[tuple[str, str]]:
     said += [("Beware", text) for text in data["contradictions"]]
     said += [("Note", text) for text in data["notes"]]
     if data["defaults"]:
-        said.append(("Taken as", ", ".join(_assumed(key, taken) for key, taken in data["defaults"].items())))
-    return [*said, ("", ""), ("Numbers", numbers(data, profile)), *measured(profile), ("Next", following(profile))]
+        said.append(("Taken as", assumed(data["defaults"])))
+    return [
+        *said,
+        ("", ""),
+        ("Numbers", numbers(data, profile)),
+        *measured(profile),
+        ("Next", following(profile, folder)),
+    ]
 
 
 def flips(data: Data) -> str:
@@ -177,14 +183,16 @@ def _speeds(entry: Data) -> str:
     return "; ".join(parts) or "nothing in the time given"
 
 
-def following(profile: Data | None) -> str:
+def following(profile: Data | None, folder: str | None) -> str:
     """What to do next."""
     if profile is None:
         return "archcompass advise -o out/  ·  archcompass compare --sweep context  ·  archcompass recommend --explain"
-    return f"{profile['check']}  ·  archcompass compare --sweep context"
+    model = f"{folder}/model.yaml" if folder else "model.yaml"
+    check = f"on the card: archcompass profile {model} --device cuda"
+    return f"{check}  ·  archcompass verify {model}  ·  archcompass compare --sweep context"
 
 
-def _ratio(profile: Data) -> str:
+def ratio(profile: Data) -> str:
     """Measured over predicted, for the same run on this machine."""
     for entry in profile["profiles"]:
         if entry["ratio"]:
@@ -192,15 +200,20 @@ def _ratio(profile: Data) -> str:
     return "-"
 
 
-def _assumed(key: str, taken: Data) -> str:
-    value = taken["value"]
-    if value is None:
-        return f"no {key}"
+def assumed(defaults: Data) -> str:
+    """The keys nobody gave, with the value taken for each; those that are simply absent last."""
+    told = {key: taken["value"] for key, taken in defaults.items() if taken["value"] not in (None, False)}
+    absent = [key for key, taken in defaults.items() if taken["value"] in (None, False)]
+    parts = [f"{key} {_value(key, value)}" for key, value in told.items()]
+    return ", ".join([*parts, *([f"no {' or '.join(absent)}"] if absent else [])])
+
+
+def _value(key: str, value: Any) -> str:
     if isinstance(value, bool):
-        return key if value else f"no {key}"
-    return (
-        f"{key} {units.tokens(value) if key in ('context', 'output', 'corpus') and isinstance(value, int) else value}"
-    )
+        return "yes"
+    if isinstance(value, int) and key in ("context", "output", "corpus"):
+        return units.tokens(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _trains(data: Data) -> bool:

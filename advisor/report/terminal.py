@@ -23,16 +23,18 @@ LABEL = 18
 """Columns of the words at the left of a line."""
 
 
-def show(data: Data, *, profile: Data | None = None, markdown: bool = False, explain: bool = False) -> None:
-    """Prints a recommendation on stdout, and beside it what was measured."""
+def show(
+    data: Data, *, profile: Data | None = None, folder: str | None = None, markdown: bool = False, explain: bool = False
+) -> None:
+    """Prints a recommendation on stdout, and beside it what was measured; `folder` is where its files were written."""
     if markdown:
-        sys.stdout.write("\n".join(_markdown(data, profile)) + "\n")
+        sys.stdout.write("\n".join(_markdown(data, profile, folder)) + "\n")
         return
     out = console()
     _answer(out, data)
     _because(out, data)
     _families(out, data, profile)
-    _lines(out, facts.lines(data, profile))
+    _lines(out, facts.lines(data, profile, folder))
     if explain:
         _arithmetic(out, data)
 
@@ -83,7 +85,7 @@ def _families(out: Console, data: Data, profile: Data | None) -> None:
         table.add_column(
             heading, justify="left" if index in (1, 2, 3) or last else "right", overflow="fold", no_wrap=not last
         )
-    for row in facts.rows(data, profile, bar=10 if narrow else 18):
+    for row in facts.rows(data, profile, bar=10 if narrow or profile else 18):
         table.add_row(*(Text(cell) for cell in row), style="bold" if row[0] == "1" else "")
     out.print(table)
     out.print()
@@ -117,7 +119,7 @@ def _arithmetic(out: Console, data: Data) -> None:
         out.print(Padding(Text(f"{quantity['name']}: {quantity['text']}   [{quantity['source']}]"), (0, 0, 0, 3)))
 
 
-def _markdown(data: Data, profile: Data | None) -> list[str]:
+def _markdown(data: Data, profile: Data | None, folder: str | None) -> list[str]:
     """The same for an issue or a design review."""
     rules = [[rule["rule"], f"{rule['strength']:.2f}", rule["reason"]] for rule in data["rules"]]
     return [
@@ -127,5 +129,5 @@ def _markdown(data: Data, profile: Data | None) -> list[str]:
         "",
         *markdown_lines(facts.headings(data, measured=profile is not None), facts.rows(data, profile, bar=0)),
         "",
-        *(f"- **{label}**: {text}" for label, text in facts.lines(data, profile) if label),
+        *(f"- **{label}**: {text}" for label, text in facts.lines(data, profile, folder) if label),
     ]
