@@ -32,12 +32,17 @@ class LinearAttentionModule(BlockModule):
         q, k, v = (part.unflatten(-1, heads) for part in self.input(x).split(self.spec.sections, dim=-1))
         feature_map = FEATURE_MAPS[self.spec.feature_map]
         q, k = feature_map(q), hide(feature_map(k), context)
-        if not self.spec.normalise:
-            y, recurrent = recall(q, k, v, None, before)
-        else:
-            y, recurrent = recall(q, k, torch.cat([v, torch.ones_like(v[..., :1])], dim=-1), None, before)
-            y = y[..., :-1] / y[..., -1:].clamp(min=SMALLEST_WEIGHT)
+        y, recurrent = self._mean(q, k, v, before) if self.spec.normalise else recall(q, k, v, None, before)
         return self.output(y.flatten(2)), MatrixState(recurrent) if keeps(context) else None
+
+    def _mean(self, q: Tensor, k: Tensor, v: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The sum of weighted values over that of the weights, which a long past takes out of float16's range."""
+        dtype = v.dtype
+        v = torch.cat([v, torch.ones_like(v[..., :1])], dim=-1)
+        if dtype == torch.float16:
+            q, k, v = q.float(), k.float(), v.float()
+        sums, recurrent = recall(q, k, v, None, before)
+        return (sums[..., :-1] / sums[..., -1:].clamp(min=SMALLEST_WEIGHT)).to(dtype), recurrent
 
 
 def taylor(x: Tensor) -> Tensor:

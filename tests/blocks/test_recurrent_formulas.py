@@ -52,6 +52,19 @@ def test_linear_attention_is_attention_with_other_weights(spec: LinearAttention)
     torch.testing.assert_close(module(x)[0], expected, rtol=1e-9, atol=1e-9)
 
 
+def test_a_sum_of_weights_beyond_float16_still_divides() -> None:
+    spec = LinearAttention(num_attention_heads=1, feature_dim=8, head_dim=4, feature_map="elu")
+    module = build(spec)
+    with torch.no_grad():
+        module.input.weight[:16].mul_(20)
+    x = sample().repeat(1, 60, 1)
+    with torch.inference_mode():
+        exact = module(x)[0]
+        rounded = module.half()(x.half())[0]
+    assert rounded.isfinite().all()
+    assert (rounded.double() - exact).norm() < 0.05 * exact.norm()
+
+
 def test_the_taylor_map_is_the_exponential_to_second_order() -> None:
     q, k = torch.randn(2, 5, 7, dtype=torch.float64)
     s = (q * k).sum(-1) / 7**0.5
