@@ -45,6 +45,11 @@ class LinearAttentionModule(BlockModule):
         return (sums[..., :-1] / sums[..., -1:].clamp(min=SMALLEST_WEIGHT)).to(dtype), recurrent
 
 
+def elu_plus_one(x: Tensor) -> Tensor:
+    """elu(x) + 1 without the difference, in which half types would lose all of a small e^x."""
+    return torch.where(x > 0, x + 1, x.clamp(max=0).exp())
+
+
 def taylor(x: Tensor) -> Tensor:
     """[1, x / d^¼, (x ⊗ x) / √(2d)], so that φ(q)·φ(k) = 1 + s + s²/2 with s = q·k / √d."""
     dim = x.shape[-1]
@@ -53,7 +58,7 @@ def taylor(x: Tensor) -> Tensor:
 
 
 FEATURE_MAPS: dict[str, Callable[[Tensor], Tensor]] = {
-    "elu": lambda x: F.elu(x) + 1,
+    "elu": elu_plus_one,
     "relu": F.relu,
     "taylor": taylor,
     "identity": lambda x: x,
