@@ -42,6 +42,9 @@ COMMANDS = {
     "verify": Command(
         "convert", "Round trip, parameters, FLOPs, state, decode equals forward; exit 1 on a difference."
     ),
+    "calibrate": Command(
+        "calibrate", "Measure this machine and write its efficiency table, which later predictions for it use."
+    ),
     "doctor": Command("doctor", "Versions, devices, and which kernel serves which operation here, and why."),
 }
 

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from archcompass.advisor.recommend import Recommendation as Recommendation
     from archcompass.advisor.recommend import recommend as recommend
     from archcompass.advisor.workload import Workload as Workload
+    from archcompass.blocks.hf.checkpoint import load_pretrained as load_pretrained
+    from archcompass.blocks.hf.checkpoint import save_pretrained as save_pretrained
     from archcompass.blocks.model.files import load as load
     from archcompass.blocks.model.spec import ModelSpec as ModelSpec
     from archcompass.errors import ArchcompassError as ArchcompassError
@@ -24,8 +26,10 @@ _HOMES = {
     "Recommendation": "archcompass.advisor.recommend",
     "Workload": "archcompass.advisor.workload",
     "load": "archcompass.blocks.model.files",
+    "load_pretrained": "archcompass.blocks.hf.checkpoint",
     "profile": "archcompass.profiles.profile",
     "recommend": "archcompass.advisor.recommend",
+    "save_pretrained": "archcompass.blocks.hf.checkpoint",
 }
 
 __all__ = sorted([*_HOMES, "__version__"])

@@ -1,0 +1,41 @@
+"""`calibrate`: measures this machine and writes the efficiency table that later predictions use."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from archcompass.advisor.cli.app import app
+from archcompass.advisor.cli.flags import AsJson
+from archcompass.advisor.cli.output import console, print_json, progress
+
+
+@app.command()
+def calibrate(
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    seconds: Annotated[float, typer.Option("--seconds", help="About how long it may take.", min=5, max=3600)] = 150.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure and print; keep nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure this machine and write its efficiency table, which later predictions for it use.
+
+    Matrix products by shape, attention, every block's own operation, memory, launches; under three minutes.
+
+    Example: archcompass calibrate --device cpu
+    """
+    from archcompass.profiles.calibrate import calibrate as run
+    from archcompass.profiles.efficiency import to_json
+
+    with progress(f"calibrating {device}") as update:
+        table, path = run(device, progress=update, budget_seconds=seconds, keep=not dry_run)
+    if as_json:
+        print_json(to_json(table) | {"kept": None if path is None else str(path)})
+        return
+    out = console()
+    out.print(f" [bold]{table.name}[/]", highlight=False)
+    for name, value in table.peaks.items():
+        told = f"{value / 1e9:,.1f} GB/s" if name == "bandwidth" else f"{value / 1e12:,.2f} TFLOP/s"
+        out.print(f" {name:<12} {told:>16}", highlight=False)
+    out.print(f" {len(table.kinds)} curves, {table.step_seconds * 1e6:,.0f} µs a step", highlight=False)
+    out.print(f" Kept: {path}" if path else " Nothing kept (--dry-run).", markup=False)
