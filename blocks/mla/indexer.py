@@ -67,10 +67,10 @@ class LightningIndexer(nn.Module):
 
         Args:
             scores, counts: [batch, time, slots].
-            attention: [batch, time, heads, slots], without gradient.
+            attention: [batch, time, slots] summed over heads, without gradient.
         """
         wide = torch.promote_types(scores.dtype, torch.float32)
-        target = attention.to(wide).sum(dim=2)
+        target = attention.to(wide)
         target = target / target.sum(-1, keepdim=True).clamp(min=1e-20)
         lowest = torch.finfo(wide).min
         guess = scores.to(wide).masked_fill(~counts, lowest).log_softmax(-1).masked_fill(~counts, 0.0)
@@ -90,6 +90,24 @@ class LightningIndexer(nn.Module):
             return heads
         turned, plain = heads.split([self.turning, heads.shape[-1] - self.turning], dim=-1)
         return torch.cat([turn(turned, self.rope, context), plain], dim=-1)
+
+
+def selected_weights(query: Tensor, rows: Tensor, index: Tensor, counts: Tensor, lse: Tensor, scale: float) -> Tensor:
+    """The attention of all heads, summed, on each query's selected keys: [batch, time, slots].
+
+    Args:
+        query: [batch, time, heads, width]; rows: [batch, keys, width].
+        index, counts: [batch, time, slots].
+        lse: [batch, time, heads] log-sum-exp over the selected keys.
+    """
+    parts = zip(*(tensor.split(64, dim=1) for tensor in (query, index, counts, lse)), strict=True)
+    batch = torch.arange(rows.shape[0], device=rows.device)[:, None, None]
+    summed = []
+    for one, chosen, real, total in parts:
+        logits = (one @ rows[batch, chosen].mT).to(total.dtype) * scale
+        weights = torch.exp(logits - total.unsqueeze(-1)).masked_fill(~real.unsqueeze(2), 0.0)
+        summed.append(weights.sum(dim=2))
+    return torch.cat(summed, dim=1)
 
 
 def _visible(first: int, scores: Tensor, padding: Tensor | None) -> Tensor:

@@ -4,14 +4,13 @@ import torch
 from torch import Tensor
 
 from archcompass.blocks.base import Block
-from archcompass.blocks.mla.indexer import LightningIndexer
+from archcompass.blocks.mla.indexer import LightningIndexer, selected_weights
 from archcompass.blocks.mla.spec import MLA
 from archcompass.blocks.norm.module import RMSNormModule
 from archcompass.blocks.norm.spec import RMSNorm
 from archcompass.blocks.rotary import turn
 from archcompass.blocks.runtime import BlockModule, BlockState, Context, GrowingState, Linear
-from archcompass.kernels.attention import attention
-from archcompass.kernels.selected_attention import selected_attention
+from archcompass.kernels.attention import attention, latent_attention, sparse_attention
 
 
 class MLAModule(BlockModule):
@@ -88,10 +87,8 @@ class MLAModule(BlockModule):
 
     def _absorbed(self, query: Tensor, rows: Tensor, context: Context) -> Tensor:
         """One key and value head, the latents themselves; every head brings its own query into their space."""
-        cached, rank = rows.unsqueeze(2), self.spec.kv_lora_rank
-        into = self._into_latent(query)
-        out = attention(into, cached, cached[..., :rank], scale=self.spec.softmax_scale, padding=context.padding)
-        assert isinstance(out, Tensor)
+        rank, scale = self.spec.kv_lora_rank, self.spec.softmax_scale
+        out = latent_attention(self._into_latent(query), rows, rank, scale=scale, padding=context.padding)
         return self._out_of_latent(out)
 
     def _selected(
@@ -99,17 +96,15 @@ class MLAModule(BlockModule):
     ) -> Tensor:
         """As `_absorbed`, over the keys that the indexer picked."""
         scores, index, counts = selection
-        cached = seen["latent"].unsqueeze(2)
-        out, weights = selected_attention(
-            self._into_latent(query),
-            cached,
-            cached[..., : self.spec.kv_lora_rank],
-            index.unsqueeze(2),
-            counts.unsqueeze(2),
-            scale=self.spec.softmax_scale,
-        )
+        rows, into = seen["latent"], self._into_latent(query)
+        keys, blocks = rows.unsqueeze(2), index.masked_fill(~counts, -1).unsqueeze(2)
+        values = keys[..., : self.spec.kv_lora_rank]
+        out, lse = sparse_attention(into, keys, values, blocks, 1, scale=self.spec.softmax_scale)
         if self.training and self.indexer is not None:
-            self.indexer.learn(scores, counts, weights.detach(), context)
+            weights = selected_weights(
+                into.detach(), rows.detach(), index, counts, lse.detach(), self.spec.softmax_scale
+            )
+            self.indexer.learn(scores, counts, weights, context)
         return self._out_of_latent(out)
 
     def _into_latent(self, query: Tensor) -> Tensor:

@@ -18,8 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFlo
 from archcompass.blocks.base import Block, Live, Op, Parameters, StateTensor, Step, Traits, costed, gemm, pointwise
 from archcompass.blocks.rope import Rope, yarn_scale
 from archcompass.errors import SpecError
-from archcompass.kernels.attention.cost import attention_cost
-from archcompass.kernels.selected_attention.cost import selected_attention_cost
+from archcompass.kernels.attention.cost import attention_cost, sparse_attention_cost
 
 
 class Indexer(BaseModel):
@@ -205,14 +204,15 @@ class MLA(Block):
         """Shape is that of attention, with the slots of the selection for keys."""
         assert self.indexer is not None
         heads, slots = self.num_attention_heads, self.indexer.topk
-        cost = selected_attention_cost(
+        cost = sparse_attention_cost(
             batch=step.batch,
             new_tokens=step.new_tokens,
-            slots=slots,
             heads=heads,
             kv_heads=1,
             key_dim=self.cached_width,
             value_dim=self.kv_lora_rank,
+            slots=slots,
+            block_size=1,
             element_bytes=step.element_bytes,
         )
         shape = (step.batch, heads, 1, step.new_tokens, slots, self.cached_width, self.kv_lora_rank)

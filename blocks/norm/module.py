@@ -15,7 +15,7 @@ class RMSNormModule(BlockModule):
 
     def __init__(self, spec: RMSNorm, width: int) -> None:
         super().__init__(spec, width)
-        self.eps, self.unit_offset, self.multiply_in_fp32 = spec.eps, spec.unit_offset, spec.multiply_in_fp32
+        self.eps, self.unit_offset = spec.eps, spec.unit_offset
         self.weight = nn.Parameter(torch.empty(width)) if spec.weight else None
 
     def reset_parameters(self) -> None:
@@ -24,9 +24,6 @@ class RMSNormModule(BlockModule):
 
     def normalise(self, x: Tensor) -> Tensor:
         """The norm alone, without the state that every block returns."""
-        if self.multiply_in_fp32 and self.weight is not None and x.dtype != torch.float64:
-            weight = self.weight.float() + 1.0 if self.unit_offset else self.weight.float()
-            return rms_norm(x.float(), weight, self.eps).to(x.dtype)
         return rms_norm(x, self.weight, self.eps, unit_offset=self.unit_offset)
 
     def forward(

@@ -33,7 +33,8 @@ class RMSNorm(Norm):
 
     Attributes:
         unit_offset: the stored weight is the distance from one, y · (1 + weight) (Gemma, Qwen3-Next).
-        multiply_in_fp32: multiply by the weight before the cast back to the activations' dtype (Gemma, gpt-oss).
+        multiply_in_fp32: the reference multiplies by the weight before it rounds to the activations' dtype (Gemma, gpt-oss).
+            Here every norm does, which differs in the last bit of half-precision activations at most.
         weight: whether there is one at all.
     """
 

@@ -22,6 +22,7 @@ from torch.utils.flop_counter import flop_registry
 Handle = Callable[[list[Any], list[Any]], int]
 
 _NAMES = """
+isneginf
 __and__ __or__ _safe_softmax _softmax _to_copy _unsafe_view abs add add_ addcmul addcmul_ alias all any arange
 argmax batch_norm bitwise_and bitwise_not bitwise_or broadcast_to bucketize cat ceil chunk clamp clamp_
 clamp_max clamp_max_ clamp_min clone constant_pad_nd contiguous copy_ cos cummax cumprod cumsum detach
