@@ -18,7 +18,7 @@ def calibrate(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure and print; keep nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure this machine and write its efficiency table, which later predictions for it use.
+    """Measure this machine and write its efficiency table for later predictions.
 
     Matrix products by shape, attention, every block's own operation, memory, launches; under three minutes.
 
