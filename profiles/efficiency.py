@@ -107,6 +107,7 @@ class Efficiency:
         overlaps: whether starting kernels runs ahead of the kernels themselves (accelerators), or adds to them.
         peaks: measured FLOP/s by dtype and "bandwidth" that stand for the data sheet's, where there are any.
         spread: (low, high) factors on a predicted time, for prefill and decode.
+        live: activation memory seen over the memory that a block states, by "kind:dtype"; 1 where nothing was seen.
         made: versions, date and machine of a measurement.
     """
 
@@ -118,6 +119,7 @@ class Efficiency:
     overlaps: bool
     peaks: Mapping[str, float] = field(default_factory=dict, hash=False)
     spread: Mapping[str, tuple[float, float]] = field(default_factory=dict, hash=False)
+    live: Mapping[str, float] = field(default_factory=dict, hash=False)
     made: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def of(self, op: Op, owner: str = "") -> KindEfficiency:
@@ -270,6 +272,7 @@ def to_json(table: Efficiency) -> dict[str, Any]:
         "source": table.source,
         "made": dict(table.made),
         "peaks": dict(table.peaks),
+        "live": dict(table.live),
         "layer_seconds": table.layer_seconds,
         "step_seconds": table.step_seconds,
         "overlaps": table.overlaps,
@@ -313,6 +316,7 @@ def from_json(data: Any, where: str = "efficiency table") -> Efficiency:
             overlaps=bool(data["overlaps"]),
             peaks={name: float(value) for name, value in data["peaks"].items()},
             spread={phase: (float(low), float(high)) for phase, (low, high) in data["spread"].items()},
+            live={name: float(value) for name, value in data["live"].items()},
             made=dict(data["made"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:

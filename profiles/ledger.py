@@ -13,6 +13,7 @@ from archcompass.blocks.base import StateTensor, Step
 from archcompass.blocks.model.spec import ModelSpec
 from archcompass.profiles.hardware import Hardware
 from archcompass.profiles.request import Request
+from archcompass.profiles.tables import efficiency_of
 from archcompass.profiles.units import GB, GIB
 
 # Bytes a process holds before the first weight: the device context with its libraries (0.3 to 0.7 GiB on NVIDIA cards,
@@ -75,7 +76,7 @@ def memory(spec: ModelSpec, request: Request, hardware: Hardware) -> Memory:
     cards = hardware.count
     weights = _weights(spec, request)
     state, state_per_card, kinds = _state(spec, request, cards)
-    activations = 0.0 if request.training else _activations(spec, request)
+    activations = 0.0 if request.training else _activations(spec, request, _seen(request, hardware))
     training = _training(spec, request)
     if request.training:
         state, state_per_card, kinds = 0.0, 0.0, {}
@@ -149,11 +150,28 @@ def _kind(tensor: StateTensor) -> str:
     return "recurrent, fp32" if tensor.dtype == "fp32" else "bounded"
 
 
-def _activations(spec: ModelSpec, request: Request) -> float:
-    """The most alive in any forward call: the widest chunk of the prefill, or a decode step."""
+def _activations(spec: ModelSpec, request: Request, seen: Mapping[str, float]) -> float:
+    """The most alive in any forward call: the widest chunk of the prefill, or a decode step.
+
+    `seen` corrects what blocks state by what calibration saw of them.
+    """
     steps: list[Step] = [step for _, step in request.prefill_steps()]
     last = request.step(1, max(request.context - 1, 0))
-    return max(spec.live(step).peak_bytes for step in [*steps[:1], last])
+    return max(_peak(spec, step, seen) for step in [*steps[:1], last])
+
+
+def _seen(request: Request, hardware: Hardware) -> Mapping[str, float]:
+    """What calibration saw of our own blocks on this machine; engines have their own kernels."""
+    return efficiency_of(hardware).live if request.engine == "native" else {}
+
+
+def _peak(spec: ModelSpec, step: Step, seen: Mapping[str, float]) -> float:
+    """Two residual streams and the hungriest sublayer, or the head."""
+    width = spec.hidden_size
+    stream = 2.0 * step.tokens * width * step.element_bytes
+    kinds = [(block.kind, block.live(width, step).peak_bytes) for block in spec.blocks.values()]
+    parts = [(stream + peak) * seen.get(f"{kind}:{step.activations}", 1.0) for kind, peak in kinds]
+    return max([*parts, stream + spec.head.live(width, step).peak_bytes])
 
 
 def _training(spec: ModelSpec, request: Request) -> dict[str, float]:

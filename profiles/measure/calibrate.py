@@ -13,16 +13,18 @@ import math
 import platform
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
 from archcompass.blocks.base import Block, Op, Step, known_blocks
 from archcompass.blocks.model.spec import ModelSpec
-from archcompass.blocks.runtime import Context
+from archcompass.blocks.runtime import BlockState, Context, Linear
 from archcompass.profiles.efficiency import (
     ACCELERATOR,
     PROCESSOR,
@@ -37,6 +39,7 @@ from archcompass.profiles.hardware import Hardware
 from archcompass.profiles.measure import build
 from archcompass.profiles.measure.clock import repeat
 from archcompass.profiles.measure.model import Progress, silent
+from archcompass.profiles.measure.peak import tensor_peak_bytes
 from archcompass.profiles.measure.probe import peaks
 from archcompass.profiles.predict import owned_work, sublayer_work, time_of
 from archcompass.profiles.request import Request
@@ -77,6 +80,7 @@ class _Bench:
     device: torch.device
     deadline: float
     progress: Progress
+    live: dict[str, float] = field(default_factory=dict)
 
     def run(self) -> Efficiency:
         self.progress(0.0, "peaks of products and memory")
@@ -100,7 +104,8 @@ class _Bench:
             spread={"prefill": (0.8, 1.25), "decode": (0.8, 1.25)},
         )
         table, left_out = self.blocks(table)
-        return replace(table, step_seconds=self.step_constant(table), made=_made(self.device, left_out))
+        constant = self.step_constant(table)
+        return replace(table, step_seconds=constant, live=self.live, made=_made(self.device, left_out))
 
     def gemm(self, name: str) -> KindEfficiency:
         """Products by rows and size of the weight."""
@@ -187,14 +192,14 @@ class _Bench:
     def blocks(self, table: Efficiency) -> tuple[Efficiency, list[str]]:
         """`table` with the operations of every block, and the names of blocks that were left out."""
         kinds, left_out = dict(table.kinds), []
-        typical = list(_typical())
-        for index, (block, width) in enumerate(typical):
-            for name in ("bf16", "fp32"):
-                self.progress(0.42 + 0.55 * index / len(typical), f"{block.kind} in {name}")
-                if time.perf_counter() > self.deadline:
-                    left_out.append(f"{block.kind} in {name}")
-                    continue
-                kinds |= self.block(replace(table, kinds=kinds), block, width, name)
+        todo = [(name, block, width) for name in ("bf16", "fp32") for block, width in _typical()]
+        for index, (name, block, width) in enumerate(todo):
+            self.progress(0.42 + 0.55 * index / len(todo), f"{block.kind} in {name}")
+            if time.perf_counter() > self.deadline:
+                left_out.append(f"{block.kind} in {name}")
+                continue
+            kinds |= self.block(replace(table, kinds=kinds), block, width, name)
+            self.live[f"{block.kind}:{name}"] = self.live_factor(block, width, name)
         return replace(table, kinds=kinds), left_out
 
     def block(self, table: Efficiency, block: Block, width: int, name: str) -> dict[str, KindEfficiency]:
@@ -202,12 +207,13 @@ class _Bench:
         request = Request(precision=name)
         launch = self._launch(table, block, name)
         steps = [request.step(1, 64), *(request.step(new) for new in TOKENS)]
-        rests = [_rest(table, _alone(block, width), step, self.peaks) for step in steps]
-        factors = []
-        for step, rest in zip(steps, rests, strict=True):
-            spent = self._sublayer(block, width, step, name)
+        rests, factors = [], []
+        for step in steps:
+            spent, done = self._sublayer(block, width, step, name)
+            rest = _rest(table, _alone(block, width), step, self.peaks, done)
             left = spent - rest.known - launch * rest.count
             factors.append(max(left, 0.02 * spent) / max(sum(wanted * op.count for op, wanted in rest.own), 1e-9))
+            rests.append(rest)
         factors[1:] = _levelled(factors[1:])
         points: dict[str, list[_Point]] = {}
         for step, rest, factor in zip(steps, rests, factors, strict=True):
@@ -223,35 +229,50 @@ class _Bench:
         small, width = type(block).tiny()[0], 60
         try:
             small.check(width)
-            spent = self._sublayer(small, width, Request(precision=name).step(1, 8), name)
+            step = Request(precision=name).step(1, 8)
+            spent, done = self._sublayer(small, width, step, name)
         except (RuntimeError, ValueError):
             return 10e-6
-        rest = _rest(table, _alone(small, width), Request(precision=name).step(1, 8), self.peaks)
+        rest = _rest(table, _alone(small, width), step, self.peaks, done)
         return max(1e-6, (spent - rest.known) / max(rest.count, 1)) * 0.9
 
-    def _sublayer(self, block: Block, width: int, step: Step, name: str) -> float:
-        """Seconds of one forward of the block with its norm and residual sum; layers are cycled to stay out of caches."""
+    def _sublayer(self, block: Block, width: int, step: Step, name: str) -> tuple[float, float]:
+        """(seconds of one forward of the block with its norm and residual sum, FLOPs of the products left out).
+
+        Products of the block's linear layers are measured by themselves and left out here, so that what is small beside
+        them is seen. Layers are cycled to stay out of caches, and share one context, as the layers of a model do.
+        """
         spec, dtype = _alone(block, width), build.DTYPES[name]
         weight_bytes = block.parameters(width).total * dtype.itemsize
         copies = max(1, min(8, _COLD_BYTES // max(weight_bytes, 1))) if step.new_tokens == 1 else 1
         layers = [build.sublayer(spec, "block", self.device, dtype) for _ in range(copies)]
-        past = torch.randn(step.batch, max(step.past_tokens, 1), width, device=self.device).to(dtype)
         x = torch.randn(step.batch, step.new_tokens, width, device=self.device).to(dtype)
-        states = (
-            [layer(past, None, Context(embeddings=past))[1] for layer in layers]
-            if step.past_tokens
-            else [None] * copies
-        )
-        context_past = step.past_tokens
+        states: list[BlockState | None] = [None] * copies
+        if step.past_tokens:
+            past = torch.randn(step.batch, step.past_tokens, width, device=self.device).to(dtype)
+            states = [layer(past, None, Context(embeddings=past))[1] for layer in layers]
+        context = Context(past=step.past_tokens, embeddings=x)
 
         def cycle() -> None:
             for index, layer in enumerate(layers):
-                state = states[index]
-                _, after = layer(x, state, Context(past=context_past, embeddings=x))
+                _, after = layer(x, states[index], context)
                 states[index] = after if step.past_tokens else None
 
-        most = 40 if step.new_tokens == 1 else 8
-        return repeat(cycle, self.device, seconds=0.2, least=2, most=most).ms * 1e-3 / copies
+        with without_products() as done:
+            cycle()
+            flops = done[0] / copies
+            times = repeat(cycle, self.device, seconds=0.2, least=3, most=40 if step.new_tokens == 1 else 10)
+        return times.ms * 1e-3 / copies, flops
+
+    def live_factor(self, block: Block, width: int, name: str) -> float:
+        """Memory alive in a sublayer over 512 tokens, its input and output streams included, over what the block states."""
+        step, dtype = Request(precision=name).step(512), build.DTYPES[name]
+        layer = build.sublayer(_alone(block, width), "block", self.device, dtype)
+        x = torch.randn(1, 512, width, device=self.device).to(dtype)
+        kept: list[Any] = []
+        peak, left = tensor_peak_bytes(lambda: kept.append(layer(x, None, Context(embeddings=x))), self.device)
+        state = max(0, left - x.nbytes)
+        return round((x.nbytes + peak - state) / (2 * x.nbytes + block.live(width, step).peak_bytes), 4)
 
     def _curves(self, found: list[_Point], launch: float) -> KindEfficiency:
         prompt = {point.op.bytes: self._memory_share(point) for point in found if point.new_tokens > 1}
@@ -276,7 +297,7 @@ class _Bench:
         spec = ModelSpec(name="tiny", hidden_size=256, vocab_size=1024, layers="2*(attention mlp)", blocks=blocks)
         model = build.model(spec, self.device, torch.bfloat16)
         ids = torch.zeros(1, 1, dtype=torch.long, device=self.device)
-        spent = repeat(lambda: model(ids, logits_to_keep=1), self.device, seconds=0.5, least=5, most=100).ms * 1e-3
+        spent = repeat(lambda: model(ids, logits_to_keep=1), self.device, seconds=0.5, least=5, most=100).low * 1e-3
         hardware = _as_hardware(self.peaks)
         foreseen = time_of(owned_work(spec, Request().step(1, 0)), table, hardware, 0).ms * 1e-3
         return max(10e-6, spent - foreseen)
@@ -304,18 +325,41 @@ class _Rest:
     count: int
 
 
-def _rest(table: Efficiency, spec: ModelSpec, step: Step, found: dict[str, float]) -> _Rest:
-    known, own, count = 0.0, [], 0
+def _rest(table: Efficiency, spec: ModelSpec, step: Step, found: dict[str, float], left_out_flops: float) -> _Rest:
+    """What a sublayer's time is made of when products worth `left_out_flops` were not run."""
+    known, products, product_flops, own, count = 0.0, 0.0, 0.0, [], 0
     for _, op in sublayer_work(spec, "block", step):
         curves = table.of(op)
         rate = found.get(op.compute, found["fp32"])
         spent = seconds(op, curves, rate, found["bandwidth"])
-        if op.kind in ("gemm", "attention"):
+        if op.kind == "gemm":
+            products += (spent + curves.launch_seconds) * op.count
+            product_flops += op.flops * op.count
+        elif op.kind == "attention":
             known += (spent + curves.launch_seconds) * op.count
         else:
             own.append((op, spent))
             count += op.count
-    return _Rest(known, own, count)
+    run = max(0.0, 1.0 - left_out_flops / product_flops) if product_flops else 0.0
+    return _Rest(known + products * run, own, count)
+
+
+@contextmanager
+def without_products() -> Iterator[list[float]]:
+    """Linear layers give ordinary numbers at once instead of multiplying; counts the FLOPs they leave out."""
+    done: list[float] = [0.0]
+    pools: dict[torch.dtype, torch.Tensor] = {}
+
+    def forward(layer: Linear, x: torch.Tensor) -> torch.Tensor:
+        shape = (*x.shape[:-1], layer.out_features)
+        size = math.prod(shape)
+        done[0] += 2.0 * size * layer.in_features
+        if x.dtype not in pools or pools[x.dtype].numel() < size:
+            pools[x.dtype] = torch.randn(size, device=x.device).mul_(0.1).to(x.dtype)
+        return pools[x.dtype][:size].view(shape)
+
+    with patch.object(Linear, "forward", forward):
+        yield done
 
 
 def _levelled(values: list[float]) -> list[float]:

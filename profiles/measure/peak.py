@@ -38,11 +38,17 @@ class StorageWatch(TorchDispatchMode):
             for value in tree_iter((args, kwargs or {}))
             if isinstance(value, torch.Tensor) and value.device.type != "meta"
         }
-        result = func(*args, **(kwargs or {}))
+        run = self._inside if func.namespace == "archcompass" else _plainly
+        result = run(func, args, kwargs or {})
         for value in tree_iter(result):
             if isinstance(value, torch.Tensor) and value.device.type != "meta":
                 self._follow(value, known_inputs)
         return result
+
+    def _inside(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Runs one of our own operations, which are written in torch, with its inner operations in sight."""
+        with self:
+            return func.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CPU), *args, **kwargs)
 
     def _follow(self, value: torch.Tensor, known_inputs: set[int]) -> None:
         storage = value.untyped_storage()
@@ -56,6 +62,10 @@ class StorageWatch(TorchDispatchMode):
 
     def _forget(self, key: int) -> None:
         self.now_bytes -= self._known.pop(key, 0)
+
+
+def _plainly(func: Any, args: Any, kwargs: Any) -> Any:
+    return func(*args, **kwargs)
 
 
 def tensor_peak_bytes(call: Callable[[], object], device: torch.device) -> tuple[int, int]:
