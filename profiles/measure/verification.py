@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -69,7 +71,7 @@ def steps(once: ModelSpec) -> Check:
     with torch.inference_mode():
         whole = model(ids).logits
         out, parts = None, []
-        for start, end in zip(cuts, cuts[1:], strict=False):
+        for start, end in pairwise(cuts):
             out = model(ids[:, start:end], None if out is None else out.state)
             parts.append(out.logits)
     error = float((torch.cat(parts, dim=1) - whole).abs().max() / whole.abs().max().clamp(min=1e-30))
