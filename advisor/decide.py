@@ -112,7 +112,7 @@ class Decision:
 
     def _distrust_of(self, family: Family) -> list[Veto]:
         work, found = self.reading.workload, []
-        if self.reading.recall < 0.8 and work.ecosystem == "any":
+        if self.reading.recall < 0.8 and work.ecosystem == "any" and not work.unbounded:
             return []
         traits = self.least_spec(family).traits()
         mixers = [traits[name] for name in block_names(self.least_spec(family), "mixer")]
@@ -120,6 +120,9 @@ class Decision:
             reason = f"recall is {work.recall}, and nothing in it can look an earlier token up exactly"
             found.append(Veto(family=family, name="exact recall", reason=reason))
         recurrent = any(mixer.bounded_state and mixer.window is None for mixer in mixers)
+        if work.unbounded and not recurrent:
+            reason = "the input never ends: a full cache outgrows any memory, and a window forgets what is older"
+            found.append(Veto(family=family, name="endless input", reason=reason))
         if recurrent and work.ecosystem == "mature" and self.reading.hardware.vendor in NO_RECURRENT_KERNELS:
             reason = f"no mature engine has kernels for its recurrence on {self.reading.hardware.name}"
             found.append(Veto(family=family, name="no kernel", reason=reason))

@@ -73,7 +73,7 @@ def t_speed(sized: Sized, ask: Ask) -> float | None:
 def derived(ask: Ask, sizes: Mapping[Family, Sized]) -> tuple[Quantity, ...]:
     """The quantities for this workload; those of a model are the sized ones'."""
     reading, attention = ask.reading, sizes["transformer"]
-    found = [_total_cache(ask, attention), _used_context(reading)]
+    found: list[Quantity | None] = [_total_cache(ask, attention), _used_context(reading)]
     found += [_t_speed(ask, attention), _t_star(ask, attention, sizes["hybrid"])]
     return (*[quantity for quantity in found if quantity is not None], *_times(ask, sizes))
 
@@ -122,8 +122,8 @@ def _t_speed(ask: Ask, attention: Sized) -> Quantity | None:
         low=where * 0.8,
         high=where * 2.0,
         unit="tokens",
-        text=f"with {count:,} sequences the caches outweigh the transformer's active weights from {say_tokens(int(where))} tokens "
-        f"each; your {say_tokens(ask.prompt)} are {beyond}",
+        text=f"with {count:,} sequences the caches outweigh the transformer's active weights from "
+        f"{say_tokens(int(where))} tokens each; your {say_tokens(ask.prompt)} are {beyond}",
         source="weight bytes / (batch · cache bytes per token); high end: 8-bit cache",
     )
 
@@ -139,8 +139,8 @@ def _t_star(ask: Ask, attention: Sized, hybrid: Sized) -> Quantity | None:
         low=where * 0.5,
         high=where * 2.0,
         unit="tokens",
-        text=f"the hybrid's constant state is as large as {say_tokens(int(where) or 1)} tokens of the transformer's cache; shorter "
-        "sequences would take less memory in the transformer",
+        text=f"the hybrid's constant state is as large as {say_tokens(int(where) or 1)} tokens of the transformer's cache; "
+        "shorter sequences would take less memory in the transformer",
         source="state bytes / cache bytes per token",
     )
 

@@ -1,4 +1,4 @@
-"""What an expert would say beside the answer: retrieval first, no language model needed, and wishes that contradict each other."""
+"""What an expert would say beside the answer: retrieval first, no language model needed, wishes that contradict each other."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from archcompass.advisor.sizing.shapes import Family
 from archcompass.advisor.units import say_bytes, say_count, say_tokens
 
 SMALLER = {
-    "forecast": "Forecasting needs no language model: what is sized is a small model trained on series; compare a statistical baseline first.",
-    "detect": "Detection needs no language model: what is sized is a small model of normal behaviour that scores surprise; tokenise by "
-    "log template or value bin, not by words.",
+    "forecast": "Forecasting needs no language model: what is sized is a small model trained on series; compare a statistical "
+    "baseline first.",
+    "detect": "Detection needs no language model: what is sized is a small model of normal behaviour that scores surprise; "
+    "tokenise by log template or value bin, not by words.",
     "classify": "Classification needs no decoder that writes: an encoder of 0.1 to 0.6B with a head is smaller and faster.",
     "embed": "Embedding needs no decoder that writes: an encoder of 0.1 to 0.6B serves.",
     "control": "Control needs no language model: what is sized is a small recurrent policy.",
@@ -26,15 +27,18 @@ def retrieval_first(reading: Reading) -> str | None:
     corpus, context = reading.workload.corpus, reading.workload.context
     if corpus is not None and corpus > LOAD_IT_ALL_TOKENS and (not isinstance(context, int) or corpus > context):
         return (
-            f"Retrieval first: no context holds {say_tokens(corpus)} tokens honestly. Search the archive (index, then rerank) and let the "
-            f"model read what was found; the advice is for that reader, at {say_tokens(context)} tokens."
+            f"Retrieval first: no context holds {say_tokens(corpus)} tokens honestly. Search the archive (index, then rerank) "
+            f"and let the model read what was found; the advice is for that reader, at {say_tokens(context)} tokens."
         )
     if reading.signal <= 0.5 and isinstance(context, int) and context > HONEST_TOKENS:
-        return f"Retrieval first: no published model was shown to use {say_tokens(context)} tokens of text; beyond 1M search, then read less."
+        return (
+            f"Retrieval first: no published model was shown to use {say_tokens(context)} tokens of text; beyond 1M search, "
+            "then read less."
+        )
     if reading.signal <= 0.5 and reading.workload.unbounded and reading.recall >= 0.8:
         return (
-            "Retrieval first: an endless input that must be quoted belongs in a searchable index; the model reads what was found, "
-            "and a small recurrent model may watch the stream."
+            "Retrieval first: an endless input that must be quoted belongs in a searchable index; the model reads what was "
+            "found, and a small recurrent model may watch the stream."
         )
     return None
 
@@ -98,8 +102,8 @@ def _breadth_without_room(reading: Reading, sizes: Mapping[Family, Sized]) -> st
         else "does not fit at all"
     )
     return (
-        f"{reading.workload.breadth.capitalize()} breadth on {say_bytes(reading.hardware.total_memory_bytes)}: a mixture of experts "
-        f"{held}; consider retrieval."
+        f"{reading.workload.breadth.capitalize()} breadth on {say_bytes(reading.hardware.total_memory_bytes)}: a mixture of "
+        f"experts {held}; consider retrieval."
     )
 
 
@@ -107,8 +111,8 @@ def _careful_in_four_bits(ask: Ask, family: Family | None, sizes: Mapping[Family
     if family is None or not sizes[family].last_resort:
         return None
     return (
-        f"Only {sizes[family].precision} fits, where the evidence asks for 8 bits (long exact input, many users or no tolerance for errors): "
-        "test it on your own data."
+        f"Only {sizes[family].precision} fits, where the evidence asks for 8 bits (long exact input, many users or no "
+        "tolerance for errors): test it on your own data."
     )
 
 
@@ -116,7 +120,8 @@ def _platform(reading: Reading) -> str | None:
     machine = reading.hardware
     if machine.vendor in ("NVIDIA", "") or machine.is_cpu:
         return None
-    return f"{machine.name}: kernels of recurrent layers are least mature off NVIDIA; llama.cpp without one was 2.1 times slower."
+    slower = "llama.cpp without one was 2.1 times slower"
+    return f"{machine.name}: kernels of recurrent layers are least mature off NVIDIA; {slower}."
 
 
 def _text_on_a_state(reading: Reading, family: Family | None) -> str | None:
@@ -142,6 +147,6 @@ def _offload(reading: Reading, sizes: Mapping[Family, Sized]) -> str | None:
         return None
     more = ram / 1.15 / held
     return (
-        f"With {say_bytes(ram)} of system memory and {work.concurrency} user, experts may lie there: up to {more:.1f} times the total "
-        "parameters, at 10 to 40 tokens/s and slow prompts (gpt-oss-120b: 25.6 tokens/s with 8 GB of VRAM)."
+        f"With {say_bytes(ram)} of system memory and {work.concurrency} user, experts may lie there: up to {more:.1f} times "
+        "the total parameters, at 10 to 40 tokens/s and slow prompts (gpt-oss-120b: 25.6 tokens/s with 8 GB of VRAM)."
     )

@@ -137,8 +137,17 @@ class Reading:
 
     @cached_property
     def heavy(self) -> float:
-        """How far the caches of all sequences would set the speed: half when reading them takes all the time there is."""
-        return soft(self.cache_share, 1.0)
+        """How far the caches of all sequences would set the speed: half when reading them takes all the time there is.
+
+        Training keeps no cache.
+        """
+        return soft(self.cache_share, 1.0) if self.serves else 0.0
+
+    @property
+    def serves(self) -> bool:
+        """Whether running the model decides. A stream or a time limit is met by running, even where it is trained."""
+        work = self.workload
+        return work.mode == "inference" or (work.mode == "training" and (work.stream or work.ttft_ms is not None))
 
     @cached_property
     def tall(self) -> float:

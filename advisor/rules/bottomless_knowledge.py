@@ -91,7 +91,7 @@ def expert_core(reading: Reading) -> float:
 
 
 def patience(reading: Reading) -> float:
-    """What a tall load leaves: its attention keeps the whole cache, which shared prefixes soften, and cannot follow a stream."""
+    """What a tall load leaves: its cache is whole, which shared prefixes soften, and it cannot follow a stream."""
     return (1.0 - 0.4 * reading.tall * (1.0 - 0.5 * reading.reuse)) * (1.0 - 0.6 * reading.endless)
 
 

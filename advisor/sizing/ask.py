@@ -20,9 +20,9 @@ TRAINING_SEGMENT = 2**12
 
 FOUR = "int4"
 
-LEAST_PARAMETERS = {"transformer": 1e8, "ssm": 1e8, "hybrid": 7.5e7, "moe": 1e9}
-"""Smallest language model that is of use: SmolLM 135M, Mamba 130M, Granite 1B-A400M are the smallest in use; a hybrid learns as
-much from less (Olmo Hybrid: 49 % fewer tokens)."""
+LEAST_PARAMETERS = {"transformer": 3.5e8, "ssm": 1.3e8, "hybrid": 9e7, "moe": 1e9}
+"""Smallest language model that is of use: about the smallest of each family that people run (SmolLM2 360M, Mamba 130M,
+Falcon-H1 Tiny 90M, Granite 1B-A400M)."""
 
 LEAST_SIGNAL_PARAMETERS = 1e4
 """Smallest model of a signal that is of use."""
@@ -55,9 +55,8 @@ class Ask:
 
     @cached_property
     def serves(self) -> bool:
-        """Whether the size is decided by running the model. A stream or a time limit is met by running, even when trained."""
-        work = self.reading.workload
-        return work.mode == "inference" or (work.mode == "training" and (work.stream or work.ttft_ms is not None))
+        """Whether the size is decided by running the model."""
+        return self.reading.serves
 
     @cached_property
     def prompt(self) -> int:

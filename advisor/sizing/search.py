@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from math import isfinite
 
 from archcompass.advisor.sizing.adapters import adapter_memory, days_allowed, training_days
 from archcompass.advisor.sizing.ask import LEAST_PARAMETERS, LEAST_SIGNAL_PARAMETERS, Ask
 from archcompass.advisor.sizing.shapes import Shape, Style, build_spec, ladder
+from archcompass.advisor.sizing.styles import leaner
 from archcompass.blocks.model.spec import ModelSpec
 from archcompass.profiles.hardware import Hardware
 from archcompass.profiles.ledger import Memory, memory
@@ -107,8 +108,8 @@ def fits_at_all(style: Style, ask: Ask) -> bool:
 
 
 def resorts(style: Style, ask: Ask) -> list[tuple[Style, str]]:
-    """Ways to make the smallest model of a style, the best first: as asked, in fewer bits, a hybrid without experts."""
-    styles = [style, replace(style, experts=0, chosen=0)] if style.family == "hybrid" and style.experts else [style]
+    """Ways to make the smallest model of a style, the best first: as asked, in a leaner style, in fewer bits."""
+    styles = list(dict.fromkeys([style, leaner(style, ask.reading)]))
     precisions = [ask.precisions[0], *([ask.last_resort] if ask.last_resort else [])]
     return [(plain, precision) for plain in styles for precision in precisions]
 

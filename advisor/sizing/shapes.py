@@ -128,11 +128,12 @@ def build_spec(style: Style, shape: Shape) -> ModelSpec:
 def _attention(style: Style, width: int, window: int | None = None) -> Attention:
     """Grouped-query attention with heads of 128 channels from 1024 on, of 64 below, of 32 in the smallest models.
 
-    A model of experts has few key heads (Qwen3-30B-A3B: 4): its cache would else outgrow its active weights.
+    Eight key heads (Llama 3) from 2048 on, four below. A model of experts has few (Qwen3-30B-A3B: 4): its cache would else
+    outgrow its active weights.
     """
     if width >= 1024:
         heads, dim = 8 * ceil(width / 1024), 128
-        groups = (4 if width < 4096 else 8) if style.experts else 8
+        groups = 4 if width < (4096 if style.experts else 2048) else 8
     else:
         dim = 64 if width >= 64 else 32
         groups = 1 if width < 256 else 2 if width < 768 else 4
@@ -169,10 +170,10 @@ def _attentive(style: Style, shape: Shape) -> tuple[str, dict[str, Block]]:
     if style.window is None:
         return f"{shape.layers}*(attention {channel})", blocks
     blocks["window"] = _attention(style, shape.width, style.window)
-    if not style.full_every or shape.layers < style.full_every:
+    if not style.full_every:
         del blocks["attention"]
         return f"{shape.layers}*(window {channel})", blocks
-    return _interleaved("window", "attention", channel, shape.layers, style.full_every), blocks
+    return _interleaved("window", "attention", channel, shape.layers, min(style.full_every, shape.layers)), blocks
 
 
 def _recurrent(style: Style, shape: Shape) -> tuple[str, dict[str, Block]]:

@@ -5,6 +5,8 @@ Nothing here looks at how much memory there is: with more of it a family grows a
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from archcompass.advisor.reading import Reading
 from archcompass.advisor.sizing.shapes import FAMILIES, Family, Style
 
@@ -35,7 +37,7 @@ def style(family: Family, reading: Reading) -> Style:
     vocabulary = VOCABULARY.get(reading.workload.modality, 256) if reading.signal > 0.0 else 131072
     if family == "ssm":
         return Style(family="ssm", vocab_size=vocabulary)
-    window, full_every = windows(family, reading)
+    window, full = windows(family, reading)
     experts, chosen = (
         experts_of(reading) if family == "moe" or (family == "hybrid" and wants_experts(reading)) else (0, 0)
     )
@@ -46,7 +48,7 @@ def style(family: Family, reading: Reading) -> Style:
         chosen=chosen,
         period=attention_period(reading) if family == "hybrid" else 0,
         window=window,
-        full_every=full_every,
+        full_every=full,
     )
 
 
@@ -79,6 +81,20 @@ def windows(family: Family, reading: Reading) -> tuple[int | None, int]:
     """(window, one full layer in so many). A stream leaves attention only a window, unless it must be quoted from."""
     if reading.workload.unbounded and (reading.signal > 0.5 or reading.recall < 0.8):
         return STREAM_WINDOW, 0
-    if family != "hybrid" and reading.tall > 0.5 and reading.signal <= 0.5:
-        return WINDOW, EXACT_PERIOD if reading.recall >= 0.8 else WINDOW_PERIOD
+    if family != "hybrid" and reading.signal <= 0.5 and (reading.tall > 0.5 or reading.heavy > 0.25):
+        return WINDOW, full_every(reading)
     return None, 0
+
+
+def full_every(reading: Reading) -> int:
+    """One full layer in so many of a windowed transformer."""
+    return EXACT_PERIOD if reading.recall >= 0.8 else WINDOW_PERIOD
+
+
+def leaner(style: Style, reading: Reading) -> Style:
+    """The same family in the style that keeps the least: windows for attention, no experts for a hybrid."""
+    if style.family == "hybrid":
+        return replace(style, experts=0, chosen=0)
+    if style.family in ("transformer", "moe") and style.window is None:
+        return replace(style, window=WINDOW, full_every=full_every(reading))
+    return style
