@@ -91,11 +91,15 @@ def _causal_run(position: int, end: int, start: int, past: int, window: int | No
 def attend(q: Tensor, k: Tensor, v: Tensor, see: Visibility) -> tuple[Tensor, Tensor]:
     """Output [batch, new, heads, Dv] and log-sum-exp [batch, heads, new] of the pieces, merged; no sinks."""
     batch, new, heads, _ = q.shape
+    pieces = list(plan(new, k.shape[1], see))
+    if len(pieces) == 1 and pieces[0].q1 - pieces[0].q0 == new:
+        columns = slice(pieces[0].k0, pieces[0].k1)
+        return _forward(q, k[:, columns], v[:, columns], pieces[0], see, k.shape[1] - new)
     wide = torch.promote_types(q.dtype, torch.float32)
     out = q.new_zeros(batch, new, heads, v.shape[-1])
     lse = torch.full((batch, heads, new), NOTHING, dtype=wide, device=q.device)
     done = 0
-    for piece in plan(new, k.shape[1], see):
+    for piece in pieces:
         rows, columns = slice(piece.q0, piece.q1), slice(piece.k0, piece.k1)
         part, part_lse = _forward(q[:, rows], k[:, columns], v[:, columns], piece, see, k.shape[1] - new)
         if piece.q0 < done:

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from archcompass.kernels.attention.cost import visible_pairs
 from archcompass.kernels.attention.pieces import Visibility, add_sinks, attend, attend_backward, sinks_gradient
+from archcompass.kernels.eager import plain_call
 
 
 def attention_pieces(
@@ -26,6 +27,9 @@ def attention_pieces(
     see: Visibility,
 ) -> tuple[Tensor, Tensor]:
     """Output [batch, new, heads, Dv] and log-sum-exp [batch, new, heads]."""
+    if plain_call(q, k, v, sinks):
+        out, lse = _forward(q, k, v, sinks, padding, cu_seqlens, see)
+        return out, lse.transpose(1, 2)
     settings = (see.causal, see.window, see.chunk, see.key_offset, see.scale, see.soft_cap)
     out, lse = _attention(q, k, v, sinks, padding, cu_seqlens, *settings)
     return out, lse.transpose(1, 2)
@@ -47,10 +51,7 @@ def _attention(
     soft_cap: float | None,
 ) -> tuple[Tensor, Tensor]:
     see = Visibility(causal, window, chunk, key_offset, scale, soft_cap)
-    out, lse = _empty(q, v)
-    for row, queries, keys in _spans(q, k, padding, cu_seqlens):
-        out[row, queries], lse[row, :, queries] = attend(q[row, queries], k[row, keys], v[row, keys], see)
-    return (out, lse) if sinks is None else add_sinks(out, lse, sinks)
+    return _forward(q, k, v, sinks, padding, cu_seqlens, see)
 
 
 @_attention.register_fake
@@ -125,6 +126,24 @@ def _flops(
     """Visible pairs, as `attention_cost`; padding and packing, whose values a counter does not see, count in full."""
     pairs = visible_pairs(q[1], k[1], causal, window, chunk, key_offset)
     return int(2 * q[0] * q[2] * pairs * (q[3] + v[3]))
+
+
+def _forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sinks: Tensor | None,
+    padding: Tensor | None,
+    cu_seqlens: Tensor | None,
+    see: Visibility,
+) -> tuple[Tensor, Tensor]:
+    if padding is None and cu_seqlens is None:
+        out, lse = attend(q, k, v, see)
+    else:
+        out, lse = _empty(q, v)
+        for row, queries, keys in _spans(q, k, padding, cu_seqlens):
+            out[row, queries], lse[row, :, queries] = attend(q[row, queries], k[row, keys], v[row, keys], see)
+    return (out, lse) if sinks is None else add_sinks(out, lse, sinks)
 
 
 def _empty(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,21 +1,26 @@
-"""Experts in plain torch: rows sorted by expert, one matrix product per expert in use, rows summed back per token.
+"""Experts in plain torch: rows sorted by expert, a grouped product, rows summed back per token.
 
 One operator, so that autograd, torch.compile and counters see it whole; how many rows an expert gets is read on the
-host inside. The backward keeps only the inputs and computes the inner activations again. On the CPU the rows are
-gathered by index_select and combined by embedding_bag, which adds in float32 and beats indexing and index_add by two
-to ten times there.
+host inside. Kept for the backward pass is what the activation was applied to, and nothing else. On the CPU the rows
+are gathered by index_select and combined by embedding_bag, which adds in float32 and beats indexing and index_add by
+two to ten times there; the products are torch's grouped_mm where it can, else one product per busy expert.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag, grouped_mm, linear
+from torch.nn import functional
+from torch.nn.functional import embedding_bag, linear
 from torch.utils.flop_counter import register_flop_formula
 
+from archcompass.kernels.eager import plain_call
 from archcompass.kernels.moe.activations import Activation
 from archcompass.kernels.moe.cost import moe_cost
+
+GROUPED_MM: Any = getattr(functional, "grouped_mm", None)  # public since torch 2.10
 
 
 def moe_grouped(
@@ -30,14 +35,19 @@ def moe_grouped(
     scale_input: bool,
 ) -> Tensor:
     """Shapes as `moe_mlp`."""
-    settings = (activation.name, activation.gated, activation.alpha, activation.limit, activation.up_offset)
     tensors = (x, weights.to(x.dtype), experts, gate_up, down, gate_up_bias, down_bias)
-    result: Tensor = _moe(*tensors, *settings, scale_input)
+    if plain_call(*tensors):
+        return _forward(*tensors, activation, scale_input, keep=False)[0]
+    settings = (activation.name, activation.gated, activation.alpha, activation.limit, activation.up_offset)
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    result: Tensor = _moe(*tensors, *settings, scale_input, keep)[0]
     return result
 
 
 def grouped_mm_obstacle(x: Tensor, down: Tensor) -> str | None:
     """Why torch's grouped_mm cannot take such experts, or None: it wants bfloat16 and rows of whole 16 bytes."""
+    if GROUPED_MM is None:
+        return "this torch has no public grouped_mm"
     if x.dtype != torch.bfloat16:
         return f"torch's grouped_mm takes bfloat16, and x is {x.dtype}"
     if x.shape[1] % 8 or down.shape[2] % 8:
@@ -64,12 +74,13 @@ def moe_grouped_mm(
     scale = weights.to(x.dtype).flatten()[order, None]
     rows = x.index_select(0, order // experts.shape[1])
     rows = rows * scale if scale_input else rows
-    inner = grouped_mm(rows, gate_up.transpose(1, 2), offs=ends)
+    inner = GROUPED_MM(rows, gate_up.transpose(1, 2), offs=ends)
     inner = activation(inner if gate_up_bias is None else inner + gate_up_bias[chosen])
-    out = grouped_mm(inner, down.transpose(1, 2), offs=ends)
+    out = GROUPED_MM(inner, down.transpose(1, 2), offs=ends)
     out = out if down_bias is None else out + down_bias[chosen]
     place = torch.empty_like(order).scatter_(0, order, torch.arange(order.numel(), device=order.device))
-    return (out if scale_input else out * scale).index_select(0, place).view(*experts.shape, -1).sum(1)
+    summed: Tensor = (out if scale_input else out * scale).index_select(0, place).view(*experts.shape, -1).sum(1)
+    return summed
 
 
 def moe_dense_equivalent(x: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, activation: Activation) -> Tensor:
@@ -95,29 +106,22 @@ def _moe(
     limit: float | None,
     up_offset: float,
     scale_input: bool,
-) -> Tensor:
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
     act = Activation(activation, gated, alpha, limit, up_offset)
-    if x.shape[0] == 1:
-        return _single_token(x, weights, experts, gate_up, down, gate_up_bias, down_bias, act, scale_input)
-    order, runs = _by_expert(experts, gate_up.shape[0])
-    rows = x.index_select(0, order // experts.shape[1])
-    if scale_input:
-        rows *= weights.flatten()[order, None]
-    out = rows.new_empty(rows.shape[0], down.shape[1])
-    for expert, span in runs:
-        inner = act(linear(rows[span], gate_up[expert], _row(gate_up_bias, expert)))
-        _product(inner, down[expert].t(), _row(down_bias, expert), out=out[span])
-    return _combine(out, order, experts.shape, None if scale_input else weights)
+    return _forward(x, weights, experts, gate_up, down, gate_up_bias, down_bias, act, scale_input, keep)
 
 
 @_moe.register_fake
-def _(x: Tensor, *_rest: Any) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
+def _(x: Tensor, weights: Tensor, experts: Tensor, gate_up: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    before = x.new_empty(experts.numel() if rest[-1] else 0, gate_up.shape[1])
+    return torch.empty_like(x, memory_format=torch.contiguous_format), before
 
 
 @torch.library.custom_op("archcompass::moe_grouped_backward", mutates_args=())
 def _moe_backward(
     grad: Tensor,
+    before: Tensor,
     x: Tensor,
     weights: Tensor,
     experts: Tensor,
@@ -133,51 +137,44 @@ def _moe_backward(
     scale_input: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     act = Activation(activation, gated, alpha, limit, up_offset)
-    order, runs = _by_expert(experts, gate_up.shape[0])
-    token = order // experts.shape[1]
-    rows, grads, scales = x.index_select(0, token), grad.index_select(0, token), weights.flatten()[order, None]
-    d_rows, d_scales = torch.empty_like(rows), torch.empty_like(scales)
-    d_gate_up, d_down, d_gate_up_bias, d_down_bias = (
-        x.new_empty(0) if p is None else torch.zeros_like(p) for p in (gate_up, down, gate_up_bias, down_bias)
-    )
-    for expert, span in runs:
-        row, scale, g = rows[span], scales[span], grads[span]
-        fed = row * scale if scale_input else row
-        before = linear(fed, gate_up[expert], _row(gate_up_bias, expert))
-        inner = act(before)
-        g_out = g if scale_input else g * scale
-        if not scale_input:
-            d_scales[span] = (linear(inner, down[expert], _row(down_bias, expert)) * g).sum(-1, keepdim=True)
-        torch.mm(g_out.t(), inner, out=d_down[expert])
-        d_before = act.backward(g_out @ down[expert], before)
-        torch.mm(d_before.t(), fed, out=d_gate_up[expert])
-        torch.mm(d_before, gate_up[expert], out=d_rows[span])
-        if scale_input:
-            d_scales[span] = (d_rows[span] * row).sum(-1, keepdim=True)
-            d_rows[span] *= scale
-        if gate_up_bias is not None:
-            d_gate_up_bias[expert] = d_before.sum(0)
+    groups = _by_expert(experts, gate_up.shape[0])
+    wide = torch.promote_types(x.dtype, torch.float32)
+    rows, g = (t.index_select(0, groups.token) for t in (x, grad))
+    scale = weights.flatten()[groups.order, None]
+    inner = act(before)
+    d_inner = _multiply(g, down, None, groups)  # not yet multiplied by the routing weight
+    d_before = act.backward(d_inner if scale_input else d_inner * scale, before)
+    d_rows = _multiply(d_before, gate_up, None, groups)
+    if scale_input:
+        d_scale = (d_rows * rows).sum(-1, dtype=wide)
+        d_rows, rows = d_rows * scale, rows * scale
+    else:
+        d_scale = (d_inner * inner).sum(-1, dtype=wide)
         if down_bias is not None:
-            d_down_bias[expert] = g_out.sum(0)
-    d_weights = torch.empty_like(weights).view(-1).index_copy_(0, order, d_scales.squeeze(-1)).view_as(weights)
-    return _combine(d_rows, order, experts.shape, None), d_weights, d_gate_up, d_down, d_gate_up_bias, d_down_bias
+            d_scale += (g * down_bias[groups.chosen]).sum(-1, dtype=wide)
+        g = g * scale
+    d_weights = torch.empty_like(weights).view(-1).index_copy_(0, groups.order, d_scale.to(weights.dtype))
+    d_gate_up, d_down = _weight_gradients(d_before, rows, gate_up, groups), _weight_gradients(g, inner, down, groups)
+    d_biases = (_row_sums(d_before, gate_up_bias, groups), _row_sums(g, down_bias, groups))
+    return _combine(d_rows, groups.order, experts.shape, None), d_weights.view_as(weights), d_gate_up, d_down, *d_biases
 
 
 @_moe_backward.register_fake
-def _(grad: Tensor, x: Tensor, weights: Tensor, experts: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+def _(grad: Tensor, before: Tensor, x: Tensor, weights: Tensor, experts: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     given = (x, weights, *rest[:4])
     return tuple(x.new_empty(0) if t is None else torch.empty_like(t) for t in given)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:7])
-    ctx.settings = inputs[7:]
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(output[1], *inputs[:7])
+    ctx.settings = inputs[7:13]
 
 
-def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _gradient(ctx: Any, grad: Tensor, _grad_before: Tensor | None) -> tuple[Tensor | None, ...]:
     dx, dw, *parameters = _moe_backward(grad, *ctx.saved_tensors, *ctx.settings)
-    given = (p if saved is not None else None for p, saved in zip(parameters, ctx.saved_tensors[3:], strict=True))
-    return dx, dw, None, *given, *[None] * len(ctx.settings)
+    given = (p if saved is not None else None for p, saved in zip(parameters, ctx.saved_tensors[4:], strict=True))
+    return dx, dw, None, *given, *[None] * 7
 
 
 _moe.register_autograd(_gradient, setup_context=_setup)
@@ -208,6 +205,32 @@ def _flops(
     ).flops
 
 
+def _forward(
+    x: Tensor,
+    weights: Tensor,
+    experts: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    gate_up_bias: Tensor | None,
+    down_bias: Tensor | None,
+    act: Activation,
+    scale_input: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    """The result and, with `keep`, what the activation was applied to, for the backward pass."""
+    if x.shape[0] == 1 and not keep:
+        tensors = (x, weights, experts, gate_up, down, gate_up_bias, down_bias)
+        return _single_token(*tensors, act, scale_input), x.new_empty(0, gate_up.shape[1])
+    groups = _by_expert(experts, gate_up.shape[0])
+    rows = x.index_select(0, groups.token)
+    if scale_input:
+        rows *= weights.flatten()[groups.order, None]
+    before = _multiply(rows, gate_up.transpose(1, 2), gate_up_bias, groups)
+    out = _multiply(act(before), down.transpose(1, 2), down_bias, groups)
+    result = _combine(out, groups.order, experts.shape, None if scale_input else weights)
+    return result, before if keep else x.new_empty(0, gate_up.shape[1])
+
+
 def _single_token(
     x: Tensor,
     weights: Tensor,
@@ -221,27 +244,72 @@ def _single_token(
 ) -> Tensor:
     """A decode step: one view of each chosen expert, no sorting, no copy of weights."""
     parts = []
-    for weight, expert in zip(weights[0], experts[0].tolist(), strict=True):
-        fed = x * weight if scale_input else x
+    for slot, expert in enumerate(experts[0].tolist()):
+        fed = x * weights[0, slot] if scale_input else x
         inner = act(linear(fed, gate_up[expert], _row(gate_up_bias, expert)))
         parts.append(linear(inner, down[expert], _row(down_bias, expert)))
     rows = torch.cat(parts)
-    return rows.sum(0, keepdim=True) if scale_input else weights @ rows
+    return (rows if scale_input else rows * weights[0, :, None]).sum(0, keepdim=True)
 
 
-def _by_expert(experts: Tensor, count: int) -> tuple[Tensor, Iterator[tuple[int, slice]]]:
-    """The order that sorts all (token, choice) pairs by expert, and each busy expert's stretch of it."""
-    flat = experts.flatten()
-    order = flat.argsort(stable=True)
-    return order, _runs(torch.bincount(flat, minlength=count).tolist())
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """All (token, choice) pairs sorted by expert: the order, the token and the expert of each, and each expert's end."""
+
+    order: Tensor
+    token: Tensor
+    chosen: Tensor
+    ends: Tensor
+
+    def runs(self) -> Iterator[tuple[int, slice]]:
+        """Each busy expert and its stretch of the pairs."""
+        start = 0
+        for expert, end in enumerate(self.ends.tolist()):
+            if end > start:
+                yield expert, slice(start, end)
+            start = end
 
 
-def _runs(counts: list[int]) -> Iterator[tuple[int, slice]]:
-    start = 0
-    for expert, count in enumerate(counts):
-        if count:
-            yield expert, slice(start, start + count)
-        start += count
+def _by_expert(experts: Tensor, count: int) -> Groups:
+    chosen, order = experts.flatten().sort(stable=True)
+    ends = torch.bincount(chosen, minlength=count).cumsum(0, dtype=torch.int32)
+    return Groups(order, order // experts.shape[1], chosen, ends)
+
+
+def _multiply(rows: Tensor, matrices: Tensor, bias: Tensor | None, groups: Groups) -> Tensor:
+    """Each row times the [K, N] matrix of its expert, plus its expert's bias."""
+    if _takes_grouped_mm(rows, matrices):
+        out: Tensor = GROUPED_MM(rows, matrices, offs=groups.ends)
+    else:
+        out = rows.new_empty(rows.shape[0], matrices.shape[2])
+        for expert, span in groups.runs():
+            torch.mm(rows[span], matrices[expert], out=out[span])
+    return out if bias is None else out.add_(bias[groups.chosen])
+
+
+def _takes_grouped_mm(rows: Tensor, matrices: Tensor) -> bool:
+    """Torch's grouped product does as the loop, with less overhead; it wants whole 16 bytes per row."""
+    if GROUPED_MM is None or rows.device.type != "cpu" or rows.dtype not in (torch.float32, torch.bfloat16):
+        return False
+    whole = all(size * rows.element_size() % 16 == 0 for size in matrices.shape[1:])
+    return whole and rows.shape[0] > 0 and rows.stride(-1) == 1 and 1 in matrices.stride()[1:]
+
+
+def _weight_gradients(left: Tensor, right: Tensor, like: Tensor, groups: Groups) -> Tensor:
+    """Σ over an expert's rows of leftᵀ right; zeros for an idle expert."""
+    total = torch.zeros_like(like, memory_format=torch.contiguous_format)
+    for expert, span in groups.runs():
+        torch.mm(left[span].t(), right[span], out=total[expert])
+    return total
+
+
+def _row_sums(rows: Tensor, bias: Tensor | None, groups: Groups) -> Tensor:
+    if bias is None:
+        return rows.new_empty(0)
+    total = torch.zeros_like(bias)
+    for expert, span in groups.runs():
+        total[expert] = rows[span].sum(0)
+    return total
 
 
 def _combine(rows: Tensor, order: Tensor, shape: torch.Size, weights: Tensor | None) -> Tensor:
@@ -252,13 +320,6 @@ def _combine(rows: Tensor, order: Tensor, shape: torch.Size, weights: Tensor | N
         return embedding_bag(place.view(shape), rows, per_sample_weights=weights, mode="sum")
     picked = rows.index_select(0, place).view(*shape, -1)
     return picked.sum(1) if weights is None else torch.bmm(weights.unsqueeze(1), picked).squeeze(1)
-
-
-def _product(a: Tensor, b: Tensor, bias: Tensor | None, out: Tensor) -> None:
-    if bias is None:
-        torch.mm(a, b, out=out)
-    else:
-        torch.addmm(bias, a, b, out=out)
 
 
 def _row(bias: Tensor | None, expert: int) -> Tensor | None:

@@ -123,13 +123,14 @@ def test_explain_says_who_runs_the_experts_and_what_grouped_mm_wants() -> None:
 def test_every_choice_lands_in_exactly_one_run_of_its_expert() -> None:
     chosen = torch.rand(50, 13).topk(3).indices  # a prime number of experts
     chosen[chosen == 5] = 6  # and an idle one
-    order, runs = _by_expert(chosen, 13)
-    assert torch.equal(order.sort().values, torch.arange(150))
-    spans = list(runs)
+    groups = _by_expert(chosen, 13)
+    assert torch.equal(groups.order.sort().values, torch.arange(150))
+    spans = list(groups.runs())
     assert sum(span.stop - span.start for _, span in spans) == 150
     assert 5 not in [expert for expert, _ in spans]
     for expert, span in spans:
-        assert (chosen.flatten()[order[span]] == expert).all()
+        assert (chosen.flatten()[groups.order[span]] == expert).all()
+        assert (groups.chosen[span] == expert).all()
 
 
 def test_meta_counts_the_products_of_the_chosen_experts_exactly() -> None:

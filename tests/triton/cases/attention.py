@@ -230,7 +230,7 @@ COMPILATIONS = [
             dots=SPLIT,
             short=False,
         )
-        for d in (64, 256)
+        for d in (64, 128)
     ),
     Compilation(name="split-many-rows", launch=_split(CAUSAL, 8, 4, 8192, 64, 4, 128, 128), dots=SPLIT, short=False),
 ]

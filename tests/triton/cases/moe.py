@@ -80,7 +80,13 @@ ROWS, BOTH = frozenset({"_grouped_rows_kernel"}), frozenset({"_grouped_rows_kern
 COMPILATIONS = [
     Compilation(name="forward-many-rows", launch=_forward(16384, 128, 8, 2048, 768), dots=ROWS),
     Compilation(name="forward-some-rows", launch=_forward(512, 128, 8, 2048, 768), dots=ROWS, short=False),
-    Compilation(name="forward-few-rows", launch=_forward(16, 128, 8, 2048, 768), dots=ROWS, short=False),
+    Compilation(
+        name="forward-few-rows",
+        launch=_forward(16, 128, 8, 2048, 768),
+        dots=ROWS,
+        short=False,
+        spill_bytes={"_grouped_rows_kernel@80": 8},
+    ),
     Compilation(
         name="forward-float32",
         launch=_forward(4096, 8, 2, 1024, 512, dtype=torch.float32),
