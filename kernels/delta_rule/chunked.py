@@ -251,6 +251,6 @@ def _state_pass(terms: ChunkTerms, state: Tensor) -> tuple[Tensor, Tensor]:
         outputs.append(out if terms.out is None else out + terms.out[n])
         if terms.values is not None:
             written = torch.cat([written, terms.values[n]], dim=-2)
-        kept = state if terms.decay is None else state * terms.decay[n]
-        state = kept + terms.tail[n].mT @ written
+        added = (terms.tail[n].mT @ written).to(state.dtype)
+        state = state + added if terms.decay is None else torch.addcmul(added, state, terms.decay[n])
     return torch.stack(outputs), state.view(shape)

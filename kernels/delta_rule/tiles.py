@@ -31,7 +31,7 @@ SCORES = Table(
     "delta_rule.scores",
     (Row(Tile({"BLOCK_K": 64}, warps=4, stages=1), upto=HALF), Row(Tile({"BLOCK_K": 16}, warps=8, stages=1))),
 )
-VECTOR_SCORES = Table("delta_rule.vector_scores", (Row(Tile({"BLOCK_K": 16}, warps=1, stages=1)),))
+VECTOR_SCORES = Table("delta_rule.vector_scores", (Row(Tile({"BLOCK_K": 16}, warps=4, stages=1)),))
 WRITES = Table(
     "delta_rule.writes",
     (Row(Tile({"BLOCK": 64}, warps=4, stages=1), upto=HALF), Row(Tile({"BLOCK": 32}, warps=8, stages=1))),

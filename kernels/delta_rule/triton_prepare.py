@@ -3,7 +3,7 @@
     running    c, the running sum of the log decay inside each chunk
     scores     L (strict, with beta) and A, under one decay per head
     vector     the same under a decay per key dimension: products of 16 x 16 blocks anchored at the row block's start, where
-               both exponents are at most 0, and the diagonal blocks column by column
+               both exponents are at most 0, and on the diagonal blocks the sums themselves
     writes     W = T (rows), U = T (target), and the keys decayed to the chunk's end
     output     O = (scale Q exp(c)) S + A Z
 
@@ -135,14 +135,10 @@ def _vector_scores_kernel(
         x = tl.load(x_ptr + origin + i[:, None] * stride + k[None, :], mask=(i < length)[:, None] & in_k, other=0.0)
         x = x.to(tl.float32)
         running = _log_decay_of_rows(running_ptr, base, i, k, K, BEFORE)
-        for column in range(BLOCK):
-            j = block * BLOCK + column
-            in_j = tl.where(j < length, k, K) < K
-            y = tl.load(y_ptr + origin + j * stride + k, mask=in_j, other=0.0).to(tl.float32)
-            seen = tl.load(running_ptr + base + j * K + k, mask=k < K, other=0.0)
-            ratio = tl.exp(tl.minimum(running - seen[None, :], 0.0))
-            partial = tl.sum(x * y[None, :] * ratio, axis=1)
-            scores += tl.where(lane[None, :] == column, partial[:, None], 0.0)
+        y = tl.load(y_ptr + origin + i[:, None] * stride + k[None, :], mask=(i < length)[:, None] & in_k, other=0.0)
+        apart = running[:, None, :] - _log_decay_of_rows(running_ptr, base, i, k, K, False)[None, :, :]
+        products = x[:, None, :] * y.to(tl.float32)[None, :, :] * tl.exp(tl.minimum(apart, 0.0))
+        scores += tl.sum(products, axis=2)
     keep = lane[:, None] > lane[None, :] if STRICT else lane[:, None] >= lane[None, :]
     scores = tl.where(keep, scores * weight[:, None], 0.0)
     tl.store(out + i[None, :], scores.to(scores_ptr.dtype.element_ty))

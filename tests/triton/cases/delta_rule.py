@@ -3,7 +3,7 @@
 from functools import partial
 
 import torch
-from support.cases import Agreement, Compilation
+from support.cases import ALL_DTYPES, Agreement, Compilation
 from torch.nn.functional import normalize
 
 from archcompass.kernels.delta_rule import (
@@ -91,7 +91,7 @@ AGREEMENTS = [
             call=_call(delta_rule, chunk_size=64 if decay == "scalar" else 32),
             float32=PRECISE,
         )
-        for decay in ("none", "scalar", "vector")
+        for decay in ("scalar", "vector")
     ),
     *(
         Agreement(
@@ -100,14 +100,16 @@ AGREEMENTS = [
             call=_call(delta_rule, chunk_size=16),
             float32=PRECISE,
             gradients=DELTA,
+            dtypes=ALL_DTYPES if decay == "scalar" else (torch.float32, torch.bfloat16),
         )
         for decay in ("none", "scalar", "vector")
     ),
     Agreement(
         name="packed-inference",
-        inputs=partial(_delta_inputs, "scalar", **PACKED),
+        inputs=partial(_delta_inputs, "none", **PACKED),
         call=_call(delta_rule, BOUNDS, 16),
         float32=PRECISE,
+        dtypes=(torch.float32, torch.bfloat16),
     ),
     Agreement(
         name="packed-training",
@@ -115,6 +117,7 @@ AGREEMENTS = [
         call=_call(delta_rule, BOUNDS, 16),
         float32=PRECISE,
         gradients=DELTA,
+        dtypes=(torch.float32,),
     ),
     Agreement(
         name="strong-vector-decay",
@@ -153,9 +156,10 @@ AGREEMENTS = [
     ),
     Agreement(
         name="dplr-packed-inference",
-        inputs=partial(_dplr_inputs, **{n: PACKED[n] for n in (*SMALL_DPLR, "sequences")}),
+        inputs=partial(_dplr_inputs, **{n: PACKED[n] for n in (*SMALL_DPLR, "sequences")} | {"heads": 1}),
         call=_call(dplr, BOUNDS, 16),
         float32=("log_decay", "initial_state"),
+        dtypes=(torch.float32, torch.bfloat16),
     ),
 ]
 
@@ -224,7 +228,7 @@ def _dplr_step(meta):
 FORWARD_DOTS = frozenset({"_state_kernel", "_writes_kernel", "_output_kernel"})
 
 # One or two registers that the compiler gives up to fit one more block on a multiprocessor.
-ROUNDING = {"_output_kernel@100": 8, "_vector_scores_kernel": 8}
+ROUNDING = {"_output_kernel@100": 8}
 
 COMPILATIONS = [
     Compilation(

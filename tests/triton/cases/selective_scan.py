@@ -62,14 +62,22 @@ AGREEMENTS = [
         call=_call(),
         float32=PRECISE,
         gradients=tuple(name for name in ALL if name not in {"D", "gate"}),
+        dtypes=(torch.float32, torch.bfloat16),
     ),
-    Agreement(name="packed", inputs=partial(_inputs, 1, 50, 4, 4, 5), call=_call(BOUNDS), float32=PRECISE),
+    Agreement(
+        name="packed",
+        inputs=partial(_inputs, 1, 50, 4, 4, 5),
+        call=_call(BOUNDS),
+        float32=PRECISE,
+        dtypes=(torch.float32,),
+    ),
     Agreement(
         name="packed-training",
         inputs=partial(_inputs, 1, 50, 4, 4, 5),
         call=_call(BOUNDS),
         float32=PRECISE,
         gradients=ALL,
+        dtypes=(torch.float32,),
     ),
     Agreement(name="step", inputs=partial(_inputs, 3, 1, 40, 16), call=_step, float32=PRECISE),
 ]
