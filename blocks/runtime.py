@@ -5,6 +5,7 @@ Layout everywhere: activations [batch, time, width], heads [batch, time, heads, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
@@ -92,6 +93,30 @@ class CompoundState(BlockState):
 
     def copy(self) -> CompoundState:
         return CompoundState({part: state and state.copy() for part, state in self.parts.items()})
+
+
+def row_by_row(
+    forward: Callable[[Tensor, BlockState | None, Context], tuple[Tensor, BlockState | None]],
+    x: Tensor,
+    state: BlockState | None,
+    context: Context,
+) -> tuple[Tensor, BlockState | None]:
+    """A padded batch as single sequences without padding, for blocks whose pattern counts from the first real token.
+
+    Outputs at padding are zero. The state is that of every row, called "row0", "row1" and so on.
+    """
+    assert context.padding is not None
+    outputs, states = [], {}
+    for row, left in enumerate(context.padding.tolist()):
+        skipped = min(max(left - context.past, 0), x.shape[1])
+        part, name = x[row : row + 1, skipped:], f"row{row}"
+        y, states[name] = part, part_of(state, name)
+        if part.shape[1]:
+            look_back = None if context.embeddings is None else context.embeddings[row : row + 1, skipped:]
+            alone = Context(max(context.past - left, 0), keep_state=context.keep_state, embeddings=look_back)
+            y, states[name] = forward(part, states[name], alone)
+        outputs.append(nn.functional.pad(y, (0, 0, skipped, 0)))
+    return torch.cat(outputs), CompoundState(states) if context.keep_state else None
 
 
 def part_of(state: BlockState | None, part: str) -> BlockState | None:
