@@ -255,6 +255,7 @@ class Traits:
         window: positions it can see back, when that is bounded by construction.
         subquadratic: prefill cost grows slower than the square of the prompt.
         sparse_activation: one token touches a part of the parameters.
+        causal_in_training: in training too, no output depends on a later token (expert choice lets experts compare tokens).
     """
 
     role: Role
@@ -264,6 +265,7 @@ class Traits:
     window: int | None = None
     subquadratic: bool = True
     sparse_activation: bool = False
+    causal_in_training: bool = True
 
 
 class Block(BaseModel):

@@ -9,6 +9,7 @@ from archcompass.blocks.gated_mlp.module import GatedMLPModule
 from archcompass.blocks.moe.spec import MoE
 from archcompass.blocks.runtime import BlockModule, BlockState, Context, Linear
 from archcompass.kernels.moe import load_balance_loss, moe_mlp, route
+from archcompass.kernels.moe.activations import Activation
 
 
 class MoEModule(BlockModule):
@@ -18,18 +19,23 @@ class MoEModule(BlockModule):
         gate_up: [E, 2 I, D], gate first; [E, I, D] without a gate. D is the width, or `latent_size`.
         down: [E, D, I].
         selection_bias: [E] float32 buffer, or None.
+        load: [E] tokens each expert was given in training since the last `rebalance`; only with a selection bias.
     """
 
     spec: MoE
     selection_bias: Tensor | None
+    load: Tensor | None
 
     def __init__(self, spec: MoE, width: int) -> None:
         super().__init__(spec, width)
         experts, inner = spec.num_experts, spec.expert_width(width)
+        named = spec.hidden_act if spec.swiglu_alpha is None else "swish"
+        self.activation = Activation(named, spec.gated, spec.swiglu_alpha or 1.0, spec.swiglu_limit, spec.up_offset)
         self.router = Linear(width, experts, bias=spec.router_bias)
         self.register_buffer(
             "selection_bias", torch.zeros(experts, dtype=torch.float32) if spec.selection_bias else None
         )
+        self.register_buffer("load", torch.zeros(experts) if spec.selection_bias else None, persistent=False)
         self.gate_up = nn.Parameter(torch.empty(experts, spec.inward, inner))
         self.down = nn.Parameter(torch.empty(experts, inner, spec.moe_intermediate_size))
         self.gate_up_bias = nn.Parameter(torch.empty(experts, spec.inward)) if spec.expert_bias else None
@@ -42,7 +48,7 @@ class MoEModule(BlockModule):
     def reset_parameters(self) -> None:
         for weight in (self.gate_up, self.down):
             nn.init.normal_(weight, std=0.02)
-        for bias in (self.gate_up_bias, self.down_bias, self.selection_bias):
+        for bias in (self.gate_up_bias, self.down_bias, self.selection_bias, self.load):
             if bias is not None:
                 nn.init.zeros_(bias)
 
@@ -50,8 +56,12 @@ class MoEModule(BlockModule):
         self, x: Tensor, state: BlockState | None = None, context: Context | None = None
     ) -> tuple[Tensor, BlockState | None]:
         tokens = x.flatten(0, 1)
-        weights, experts = self._route(tokens, x, context)
-        routed = self._experts(tokens, weights, experts).view_as(x)
+        inner = tokens if self.latent_in is None else self.latent_in(tokens)
+        if self.training and self.spec.routing == "expert_choice":
+            routed = self._chosen_by_experts(tokens, inner, x, context)
+        else:
+            routed = self._chosen_by_tokens(inner, *self._route(tokens, x, context))
+        routed = (routed if self.latent_out is None else self.latent_out(routed)).view_as(x)
         return routed if self.shared is None else routed + self._shared(x), state
 
     def _route(self, tokens: Tensor, x: Tensor, context: Context | None) -> tuple[Tensor, Tensor]:
@@ -70,7 +80,18 @@ class MoEModule(BlockModule):
         )
         if self.training and context is not None and spec.router_aux_loss_coef:
             self._balance(logits, experts, x, context)
+        if self.training and self.load is not None:
+            self.load += experts.flatten().bincount(minlength=spec.num_experts).to(self.load.dtype)
         return weights, experts
+
+    def rebalance(self, rate: float = 1e-3) -> None:
+        """Raises the selection bias of experts with too few tokens and lowers that of the others, once per training step.
+
+        DeepSeek-V3's balance without a loss (arXiv 2408.15664, algorithm 1).
+        """
+        if self.selection_bias is not None and self.load is not None:
+            self.selection_bias += rate * torch.sign(self.load.mean() - self.load)
+            self.load.zero_()
 
     def _logits(self, tokens: Tensor) -> Tensor:
         router = self.router
@@ -80,34 +101,48 @@ class MoEModule(BlockModule):
         return F.linear(tokens.float(), router.weight.float(), bias)
 
     def _balance(self, logits: Tensor, experts: Tensor, x: Tensor, context: Context) -> None:
-        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        if self.spec.scoring_func == "sigmoid":
-            scores = wide.sigmoid()
-            probabilities = scores / scores.sum(-1, keepdim=True)
-        else:
-            probabilities = wide.softmax(-1)
+        scores = self._scores(logits)
+        probabilities = scores / scores.sum(-1, keepdim=True)
         real = context.real(x.shape[1], x.device)
         loss = load_balance_loss(probabilities, experts, mask=None if real is None else real.flatten())
         context.losses.setdefault("load_balance", []).append(self.spec.router_aux_loss_coef * loss)
 
-    def _experts(self, tokens: Tensor, weights: Tensor, experts: Tensor) -> Tensor:
+    def _scores(self, logits: Tensor) -> Tensor:
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return wide.sigmoid() if self.spec.scoring_func == "sigmoid" else wide.softmax(-1)
+
+    def _chosen_by_tokens(self, inner: Tensor, weights: Tensor, experts: Tensor) -> Tensor:
         spec = self.spec
-        y = moe_mlp(
-            tokens if self.latent_in is None else self.latent_in(tokens),
+        return moe_mlp(
+            inner,
             weights,
             experts,
             self.gate_up,
             self.down,
             gate_up_bias=self.gate_up_bias,
             down_bias=self.down_bias,
-            activation=spec.hidden_act if spec.swiglu_alpha is None else "swish",
+            activation=self.activation.name,
             gated=spec.gated,
-            alpha=spec.swiglu_alpha or 1.0,
+            alpha=self.activation.alpha,
             limit=spec.swiglu_limit,
             up_offset=spec.up_offset,
             scale_input=spec.scale_input,
         )
-        return y if self.latent_out is None else self.latent_out(y)
+
+    def _chosen_by_experts(self, tokens: Tensor, inner: Tensor, x: Tensor, context: Context | None) -> Tensor:
+        """Every expert takes the tokens that score best with it, the same number for each: [tokens, D]."""
+        scores = self._scores(self._logits(tokens))
+        real = None if context is None else context.real(x.shape[1], x.device)
+        if real is not None:
+            scores = scores * real.view(-1, 1)
+        share = max(1, round(len(tokens) * self.spec.num_experts_per_tok / self.spec.num_experts))
+        weights, chosen = scores.t().topk(min(share, len(tokens)), dim=-1)  # [E, share]
+        hidden = inner[chosen] @ self.gate_up.mT
+        hidden = hidden if self.gate_up_bias is None else hidden + self.gate_up_bias[:, None]
+        out = self.activation(hidden) @ self.down.mT
+        out = out if self.down_bias is None else out + self.down_bias[:, None]
+        out = out * (weights * self.spec.routed_scaling_factor).to(out.dtype)[..., None]
+        return torch.zeros_like(inner).index_add(0, chosen.flatten(), out.flatten(0, 1))
 
     def _shared(self, x: Tensor) -> Tensor:
         assert self.shared is not None

@@ -23,6 +23,9 @@ class MoE(Block):
     Attributes:
         num_experts: routed experts (E).
         num_experts_per_tok: experts each token is sent to (k).
+        routing: tokens choose experts; or, in training alone, experts choose the tokens that score best with them, each its
+            share of the batch (Zhou et al., arXiv 2202.09368). That balances load without a loss, but lets an output depend
+            on later tokens, which is why decoding returns to the tokens' own choice.
         moe_intermediate_size: hidden channels of one expert (I).
         hidden_act, gated: what an expert does between its matrices, as in `GatedMLP`.
         swiglu_alpha: gate · sigmoid(alpha · gate) in the place of `hidden_act` (gpt-oss).
@@ -49,6 +52,7 @@ class MoE(Block):
     num_experts: PositiveInt
     num_experts_per_tok: PositiveInt
     moe_intermediate_size: PositiveInt
+    routing: Literal["token_choice", "expert_choice"] = "token_choice"
     hidden_act: Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"] = "silu"
     gated: bool = True
     swiglu_alpha: PositiveFloat | None = None
@@ -81,6 +85,10 @@ class MoE(Block):
             self._check_groups(self.n_group, self.topk_group)
         if not self.gated and (self.swiglu_alpha or self.swiglu_limit or self.up_offset):
             raise SpecError("swiglu_alpha, swiglu_limit and up_offset need gated: true")
+        if self.routing == "expert_choice" and (self.selection_bias or self.n_group or self.scale_input):
+            raise SpecError("routing: expert_choice needs no selection_bias, n_group or scale_input; leave them out")
+        if self.routing == "expert_choice" and self.scoring_func == "topk_softmax":
+            raise SpecError("routing: expert_choice scores all experts; scoring_func is softmax or sigmoid")
         if self.shared_expert_gate and not self.shared_expert_intermediate_size:
             raise SpecError("shared_expert_gate needs a shared expert; give shared_expert_intermediate_size")
         return self
@@ -111,7 +119,11 @@ class MoE(Block):
 
     @property
     def traits(self) -> Traits:
-        return Traits(role="channel", sparse_activation=self.num_experts_per_tok < self.num_experts)
+        return Traits(
+            role="channel",
+            sparse_activation=self.num_experts_per_tok < self.num_experts,
+            causal_in_training=self.routing == "token_choice",
+        )
 
     def expert_width(self, width: int) -> int:
         """Channels that go into a routed expert."""
@@ -199,5 +211,6 @@ class MoE(Block):
             },
             {"num_experts_per_tok": 1, "scoring_func": "sigmoid", "norm_topk_prob": False, "scale_input": True},
             {"hidden_act": "relu2", "gated": False, "latent_size": 12, "shared_expert_intermediate_size": 16},
+            {"routing": "expert_choice", "norm_topk_prob": False, "expert_bias": True},
         ]
         return [cls.model_validate(base | option) for option in options]
