@@ -245,6 +245,9 @@ class BlockModule(nn.Module):
     def reset_parameters(self) -> None:
         """Fills this module's own parameters with the start of a training run; its children's are filled already."""
 
+    def after_step(self) -> None:
+        """What a block does by itself after each training step, once the optimizer has moved its weights."""
+
     def twin(self, layer: int) -> BlockModule:
         """This block at one more place of a model that shares its weights; `layer` is the depth there.
 

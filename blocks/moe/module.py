@@ -84,6 +84,10 @@ class MoEModule(BlockModule):
             self.load += experts.flatten().bincount(minlength=spec.num_experts).to(self.load.dtype)
         return weights, experts
 
+    @torch.no_grad()
+    def after_step(self) -> None:
+        self.rebalance()
+
     def rebalance(self, rate: float = 1e-3) -> None:
         """Raises the selection bias of experts with too few tokens and lowers that of the others, once per training step.
 
