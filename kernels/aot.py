@@ -30,11 +30,12 @@ TENSOR_CORE_INSTRUCTION = re.compile(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mm
 class Compiled:
     """One compiled variant of one kernel: what it needs of a streaming multiprocessor.
 
-    `options` are its block sizes, warps and stages. `spill_bytes` is the stack frame of a thread, which is spilled
-    registers and local arrays. `shared_limit_bytes` is what the target offers to one block.
+    `key` tells variants apart; `options` are its block sizes, warps and stages. `spill_bytes` is the stack frame of a
+    thread, which is spilled registers and local arrays. `shared_limit_bytes` is what the target offers to one block.
     """
 
     kernel: str
+    key: str
     capability: int
     options: str
     registers: int
@@ -104,6 +105,7 @@ def _read(kernel: Any, built: Any, capability: int, options: dict[str, Any], sec
     shown = {name: value for name, value in options.items() if isinstance(value, (int, str))}
     return Compiled(
         kernel=kernel.fn.__name__,
+        key=built.hash,
         capability=capability,
         options=" ".join(f"{name}={value}" for name, value in shown.items()),
         registers=registers,

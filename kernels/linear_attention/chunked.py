@@ -93,7 +93,7 @@ def _per_head(
     shape = (batch, time // chunk, chunk, groups, v.shape[2] // groups)
     q, k = (x.unflatten(1, shape[1:3]).transpose(2, 3) for x in (q, k))  # [batch, chunks, groups, C, K]
     values = v.reshape(*shape, v.shape[3])
-    fading = None if decay is None else _fading(decay, shape, exclusive, state.dtype, v.dtype)
+    fading = None if decay is None else _fading(decay, shape, exclusive, state.dtype, v.dtype, v.shape[3])
     state = state.unflatten(1, shape[3:]).transpose(2, 3).flatten(3)  # [batch, groups, K, heads of the group * V]
     step = _chunks_at_once(values, q.shape[-1])
     out = torch.empty_like(values) if step < shape[1] else values
@@ -150,7 +150,7 @@ class _Fading(NamedTuple):
 
 
 def _fading(
-    decay: Tensor, shape: tuple[int, ...], exclusive: bool, dtype: torch.dtype, value_dtype: torch.dtype
+    decay: Tensor, shape: tuple[int, ...], exclusive: bool, dtype: torch.dtype, value_dtype: torch.dtype, value_dim: int
 ) -> _Fading:
     decay = decay.to(dtype).clamp(min=STRONGEST_DECAY[dtype])
     decay = decay.expand(1, shape[2], -1) if decay.dim() == 1 else decay
@@ -159,7 +159,8 @@ def _fading(
     read = running - decay if exclusive else running
     total = running[:, :, -1:]
     from_start, to_end = (_exp(x).to(value_dtype).unsqueeze(-1) for x in (read, total - running))
-    return _Fading(read, running, from_start, to_end, _exp(total[:, :, 0]))
+    through = _exp(total[:, :, 0]).repeat_interleave(value_dim, dim=-1).unsqueeze(-2)
+    return _Fading(read, running, from_start, to_end, through)
 
 
 def _by_group(v: Tensor) -> Tensor:

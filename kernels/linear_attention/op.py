@@ -108,7 +108,7 @@ def linear_attention_step(
         output [batch, heads, V] in the dtype of v, and the new state.
     """
     overwrite = not torch.is_grad_enabled()
-    ready = state.dtype == torch.float32 and state.is_contiguous()
+    ready = state.is_cuda and state.dtype == torch.float32 and state.is_contiguous()
     if overwrite and ready and explain(q, k, v).backend == "triton":
         from archcompass.kernels.linear_attention.triton_op import step_op
 

@@ -34,7 +34,7 @@ STATE_GRADIENT = _table(
 QUERY_KEY_GRADIENT = _table(
     "query_key_gradient",
     Row(Tile({"BLOCK_K": 64, "BLOCK_V": 64}, warps=4), upto={"bytes": 2, "levels": 0}, capabilities=(90, 109)),
-    Row(Tile({"BLOCK_K": 32, "BLOCK_V": 64}, warps=4), upto={"bytes": 2, "levels": 0}),
+    Row(Tile({"BLOCK_K": 32, "BLOCK_V": 32}, warps=4), upto={"bytes": 2, "levels": 0}),
     Row(Tile({"BLOCK_K": 32, "BLOCK_V": 32}, warps=4), upto={"bytes": 2}),
     Row(Tile({"BLOCK_K": 32, "BLOCK_V": 32}, warps=8)),
 )

@@ -136,17 +136,19 @@ def _by_blocks(
     group_size: int,
     unit_offset: bool,
 ) -> Tensor:
-    """`_torch`; on a CPU a few rows at a time, so that its passes find them in the cache."""
+    """`_torch`; on a CPU without a graph, in place and a few rows at a time, so that each pass finds them in the cache."""
     rest = weight, eps, gate_first, gate_activation, group_size, unit_offset
     recorded = torch.compiler.is_compiling() or torch.is_grad_enabled()
-    if recorded or x.device.type != "cpu" or x.numel() <= 2 * CACHED_ELEMENTS:
+    if recorded or x.device.type != "cpu":
         return _torch(x, gate, *rest)
+    if x.numel() <= 2 * CACHED_ELEMENTS:
+        return _in_place(x, gate, *rest)
     rows, out = x.flatten(0, -2), torch.empty(x.shape, dtype=x.dtype)
     gates = None if gate is None else gate.flatten(0, -2)
     step = max(1, CACHED_ELEMENTS // x.shape[-1])
     for start in range(0, rows.shape[0], step):
         here = slice(start, start + step)
-        out.view(rows.shape)[here] = _torch(rows[here], None if gates is None else gates[here], *rest)
+        out.view(rows.shape)[here] = _in_place(rows[here], None if gates is None else gates[here], *rest)
     return out
 
 
@@ -176,6 +178,32 @@ def _torch(
         y = y if scale is None else y * scale
     if opened is not None and not gate_first:
         y = y * opened
+    return y.to(x.dtype)
+
+
+def _in_place(
+    x: Tensor,
+    gate: Tensor | None,
+    weight: Tensor | None,
+    eps: float,
+    gate_first: bool,
+    gate_activation: str,
+    group_size: int,
+    unit_offset: bool,
+) -> Tensor:
+    """The same on a copy of its own, with one pass for the squares: half the memory traffic, and no gradients."""
+    dtype = sum_dtype(x)
+    y = x.to(dtype, copy=True, memory_format=torch.contiguous_format)
+    opened = None if gate is None else ACTIVATIONS[gate_activation](gate.to(dtype))
+    if opened is not None and gate_first:
+        y.mul_(opened)
+    groups = y.unflatten(-1, (-1, group_size))
+    squares = torch.linalg.vector_norm(groups, dim=-1, keepdim=True).square_()
+    groups.mul_(squares.div_(group_size).add_(eps).rsqrt_())
+    if weight is not None:
+        y.mul_(1 + weight.to(dtype) if unit_offset else weight.to(dtype))
+    if opened is not None and not gate_first:
+        y.mul_(opened)
     return y.to(x.dtype)
 
 
