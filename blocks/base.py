@@ -122,7 +122,7 @@ class Op(NamedTuple):
     activation_bytes: float = 0
     shape: tuple[int, ...] = ()
     compute: str = "bf16"
-    count: int = 1
+    count: int = 1  # type: ignore[assignment]  # a tuple has a method of that name, which nobody needs here
 
     @property
     def bytes(self) -> float:
@@ -132,6 +132,16 @@ class Op(NamedTuple):
     def times(self, count: int) -> Op:
         """The same work, `count` times as often."""
         return self._replace(count=self.count * count)
+
+    def together(self, count: int) -> Op:
+        """`count` products side by side in one kernel (a batched matrix product), each with its own weight."""
+        rows, inner, columns = self.shape
+        return self._replace(
+            flops=self.flops * count,
+            weight_bytes=self.weight_bytes * count,
+            activation_bytes=self.activation_bytes * count,
+            shape=(rows, inner, columns * count),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -177,14 +177,14 @@ class Attention(Block):
 
     @classmethod
     def tiny(cls) -> list[Self]:
-        base = {"num_attention_heads": 4, "head_dim": 16}
+        base: dict[str, object] = {"num_attention_heads": 4, "head_dim": 16}
         options: list[dict[str, object]] = [
             {"num_key_value_heads": 4},
             {"num_key_value_heads": 1, "qk_norm": "head", "qkv_bias": True, "output_bias": True},
             {"num_key_value_heads": 2, "sliding_window": 5, "rope": Rope(partial_rotary_factor=0.5), "sinks": True},
             {"num_key_value_heads": 2, "attention_chunk_size": 4, "qk_norm": "all", "rope": Rope(interleaved=True)},
-            {"num_key_value_heads": 4, "rope": None, "logit_soft_cap": 5.0, "output_gate": True, "scale": 0.5}
-            | {"temperature_floor_scale": 4.0, "temperature_attn_scale": 0.3},
+            {"num_key_value_heads": 4, "rope": None, "logit_soft_cap": 5.0, "output_gate": True, "scale": 0.5},
+            {"num_key_value_heads": 2, "rope": None, "temperature_floor_scale": 4.0, "temperature_attn_scale": 0.3},
             {"num_key_value_heads": 2, "qk_norm": "head", "qk_norm_weight": False, "qk_norm_after_rope": True}
             | {"in_multiplier": 0.5, "key_multiplier": 1.5, "out_multiplier": 2.0},
         ]

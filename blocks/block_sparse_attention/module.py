@@ -80,14 +80,14 @@ class BlockSparseAttentionModule(BlockModule):
         if self.gates is None:
             return outputs[0]
         gates = self.gates(x).sigmoid().unflatten(-1, (len(outputs), -1, 1))
-        return sum((gates[:, :, i] * out for i, out in enumerate(outputs)), start=torch.zeros_like(query))
+        return torch.stack([gates[:, :, i] * out for i, out in enumerate(outputs)]).sum(0)
 
     def _scores(self, query: Tensor, means: dict[str, Tensor], position: Tensor) -> Tensor:
         """[batch, time, kv_heads, group, blocks]: q · mean(k); minus infinity for blocks not complete at the query."""
         key, size = means["key"], self.spec.block_size
         grouped = query.unflatten(2, (key.shape[2], -1)).transpose(1, 2)  # [batch, kv_heads, time, group, D]
-        scores = (grouped.flatten(2, 3) @ key.permute(0, 2, 3, 1)) * self.scale
-        scores = scores.unflatten(2, grouped.shape[2:4]).transpose(1, 2)
+        scores = grouped.flatten(2, 3) @ key.permute(0, 2, 3, 1) * self.scale
+        scores = torch.unflatten(scores, 2, grouped.shape[2:4]).transpose(1, 2)
         unfinished = torch.arange(1, key.shape[1] + 1, device=query.device) * size > position[:, None] + 1
         return scores.masked_fill(unfinished[:, None, None], float("-inf"))
 
@@ -133,7 +133,7 @@ def _compressed(scores: Tensor, value: Tensor) -> Tensor:
     weights = wide.masked_fill(empty, 0.0).softmax(-1).masked_fill(empty, 0.0).to(value.dtype)
     time, group = weights.shape[1], weights.shape[3]
     rows = weights.transpose(1, 2).flatten(2, 3) @ value.transpose(1, 2)  # [batch, kv_heads, time * group, D]
-    return rows.unflatten(2, (time, group)).transpose(1, 2).flatten(2, 3)
+    return torch.unflatten(rows, 2, (time, group)).transpose(1, 2).flatten(2, 3)
 
 
 def build(spec: Block, width: int, layer: int) -> BlockModule:

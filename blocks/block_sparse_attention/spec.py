@@ -139,11 +139,10 @@ class BlockSparseAttention(Block):
             return []
         rows = step.tokens * self.num_attention_heads
         read = step.cache_precision.bytes(step.batch * complete * self.key_width)
-        plain = {"weight_bytes": 0.0, "state_bytes": read, "compute": step.activations}
-        scores = gemm(step, "block scores", rows, self.head_dim, complete)._replace(**plain)
-        if not self.compressed:
-            return [scores]
-        return [scores, gemm(step, "compressed attention", rows, complete, self.head_dim)._replace(**plain)]
+        products = [gemm(step, "block scores", rows, self.head_dim, complete)]
+        if self.compressed:
+            products.append(gemm(step, "compressed attention", rows, complete, self.head_dim))
+        return [op._replace(weight_bytes=0.0, state_bytes=read, compute=step.activations) for op in products]
 
     def _core(self, step: Step, keys: int) -> Op:
         """Shape is (batch, heads, key heads, new tokens, keys of the slots, key_dim, value_dim)."""

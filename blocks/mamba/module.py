@@ -89,9 +89,8 @@ class MambaModule(BlockModule):
         dt = dt if real is None else dt * real
         decay = -self.a_log.to(torch.promote_types(x.dtype, torch.float32)).exp()
         if before is not None and x.shape[1] == 1:
-            now = (part[:, 0] for part in (x, dt))
             y, state = selective_scan_step(
-                *now, decay, b[:, 0], c[:, 0], self.d, state=before.recurrent, gate=gate[:, 0]
+                x[:, 0], dt[:, 0], decay, b[:, 0], c[:, 0], self.d, state=before.recurrent, gate=gate[:, 0]
             )
             return y[:, None], state
         initial = None if before is None else before.recurrent

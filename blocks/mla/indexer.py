@@ -81,8 +81,8 @@ class LightningIndexer(nn.Module):
 
     def _scores(self, query: Tensor, weights: Tensor, keys: Tensor) -> Tensor:
         """Σ_j w_j relu(q_j · k): [batch, time, keys]."""
-        each = F.relu(query.flatten(1, 2) @ keys.mT).unflatten(1, (-1, self.index.n_heads))
-        return (weights.unsqueeze(-2) @ each).squeeze(-2)
+        each = torch.unflatten(F.relu(query.flatten(1, 2) @ keys.mT), 1, (-1, self.index.n_heads))
+        return torch.squeeze(weights.unsqueeze(-2) @ each, -2)
 
     def _turn(self, heads: Tensor, context: Context) -> Tensor:
         """The first channels of [batch, time, heads, head_dim] turned, by halves, unlike the attention's own."""

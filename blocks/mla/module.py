@@ -127,7 +127,7 @@ def _per_head(x: Tensor, weight: Tensor) -> Tensor:
     """x [batch, time, heads, D] times weight [heads, D, E] -> [batch, time, heads, E]."""
     batch, time = x.shape[:2]
     rows = x.flatten(0, 1).transpose(0, 1) @ weight
-    return rows.transpose(0, 1).unflatten(0, (batch, time))
+    return torch.unflatten(rows.transpose(0, 1), 0, (batch, time))
 
 
 def build(spec: Block, width: int, layer: int) -> BlockModule:

@@ -177,8 +177,8 @@ class MLA(Block):
     def _absorbed(self, step: Step, keys: int) -> list[Op]:
         """One product per head into the latent space and one out of it."""
         rows, heads, rank = step.tokens, self.num_attention_heads, self.kv_lora_rank
-        into = gemm(step, "query absorption", rows, self.qk_nope_head_dim, rank, count=heads)
-        back = gemm(step, "value absorption", rows, rank, self.v_head_dim, count=heads)
+        into = gemm(step, "query absorption", rows, self.qk_nope_head_dim, rank).together(heads)
+        back = gemm(step, "value absorption", rows, rank, self.v_head_dim).together(heads)
         if self.selects(keys):
             return [into, self._selected(step), back]
         return [into, self._core(step, keys, 1, self.cached_width, rank), back]

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from archcompass.blocks.embedding.module import EmbeddingModule, HeadModule
 from archcompass.blocks.model.spec import ModelSpec, Residual
 from archcompass.blocks.runtime import BlockModule, BlockState, Context, initialise
 from archcompass.errors import InputError
@@ -79,34 +80,27 @@ class LanguageModel(nn.Module):
         spec: the description it was built from.
     """
 
-    _shared: dict[str, BlockModule]
-
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
         width = spec.hidden_size
-        self.embedding = spec.embedding.build(width)
-        # A plain dict, hidden from torch: each shared block is registered where it stands, not once more here.
-        object.__setattr__(self, "_shared", {})
+        self.embedding = EmbeddingModule(spec.embedding, width)
         self.layers = nn.ModuleList(self._sublayers())
         self.norm = spec.norm.build(width) if spec.norm is not None else None
-        self.head = spec.head.build(width)
+        self.head = HeadModule(spec.head, width)
 
     def _sublayers(self) -> list[Sublayer]:
         spec, width = self.spec, self.spec.hidden_size
-        return [
-            Sublayer(spec.residual_of(name), self._block(name, depth), width)
-            for depth, layer in enumerate(spec.expanded)
-            for name in layer
-        ]
+        firsts: dict[str, BlockModule] = {}
 
-    def _block(self, name: str, depth: int) -> BlockModule:
-        if name in self._shared:
-            return self._shared[name].twin(depth)
-        block = self.spec.blocks[name].build(self.spec.hidden_size, depth)
-        if name in self.spec.shared:
-            self._shared[name] = block
-        return block
+        def block(name: str, depth: int) -> BlockModule:
+            if name in spec.shared and name in firsts:
+                return firsts[name].twin(depth)
+            firsts[name] = spec.blocks[name].build(width, depth)
+            return firsts[name]
+
+        places = [(name, depth) for depth, layer in enumerate(spec.expanded) for name in layer]
+        return [Sublayer(spec.residual_of(name), block(name, depth), width) for name, depth in places]
 
     @classmethod
     def from_spec(

@@ -150,7 +150,7 @@ class MoEModule(BlockModule):
 
     def _shared(self, x: Tensor) -> Tensor:
         assert self.shared is not None
-        y, _ = self.shared(x)
+        y: Tensor = self.shared(x)[0]
         return y if self.shared_gate is None else y * self.shared_gate(x).sigmoid()
 
 
