@@ -38,8 +38,8 @@ def precision(dtype: torch.dtype) -> str:
 @triton.jit
 def _invert_blocks_kernel(matrix_ptr, inverse_ptr, C: tl.constexpr, BLOCK: tl.constexpr):
     """(I + L)⁻¹ of one diagonal block, by forward substitution; and zeros above it."""
-    first = tl.program_id(0) * BLOCK
-    base = tl.program_id(1).to(tl.int64) * C * C + first * C
+    first = tl.program_id(1) * BLOCK
+    base = tl.program_id(0).to(tl.int64) * C * C + first * C
     i = tl.arange(0, BLOCK)
     at = base + i[:, None] * C + first + i[None, :]
     strict = tl.load(matrix_ptr + at)
@@ -58,8 +58,8 @@ def _invert_blocks_kernel(matrix_ptr, inverse_ptr, C: tl.constexpr, BLOCK: tl.co
 @triton.jit
 def _merge_blocks_kernel(matrix_ptr, inverse_ptr, C: tl.constexpr, HALF: tl.constexpr, PRECISION: tl.constexpr):
     """The corner that joins two neighbouring inverted blocks of HALF rows."""
-    first = tl.program_id(0) * 2 * HALF
-    base = tl.program_id(1).to(tl.int64) * C * C
+    first = tl.program_id(1) * 2 * HALF
+    base = tl.program_id(0).to(tl.int64) * C * C
     i = tl.arange(0, HALF)
     earlier = tl.load(inverse_ptr + base + (first + i)[:, None] * C + first + i[None, :])
     later = tl.load(inverse_ptr + base + (first + HALF + i)[:, None] * C + first + HALF + i[None, :])
@@ -153,10 +153,11 @@ def invert(strict: Tensor) -> Tensor:
     if not matrices:
         return inverse
     options = {"num_stages": 1, "enable_fp_fusion": True}
-    _invert_blocks_kernel[(size // BLOCK, matrices)](strict, inverse, C=size, BLOCK=BLOCK, num_warps=1, **options)
+    # Matrices go first in the grid: its other dimensions end at 65535, and a long prompt has more.
+    _invert_blocks_kernel[(matrices, size // BLOCK)](strict, inverse, C=size, BLOCK=BLOCK, num_warps=1, **options)
     half = BLOCK
     while half < size:
-        _merge_blocks_kernel[(size // (2 * half), matrices)](
+        _merge_blocks_kernel[(matrices, size // (2 * half))](
             strict, inverse, C=size, HALF=half, PRECISION="tf32x3", num_warps=1 if half == BLOCK else 4, **options
         )
         half *= 2

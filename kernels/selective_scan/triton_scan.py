@@ -12,6 +12,7 @@ the gradients in reverse. Sums over channels (dB, dC) go through partial sums, o
 not depend on the order of atomics.
 """
 
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -321,24 +322,30 @@ def selective_scan_triton(
 
     With `train`, y is float32, before skip and gate, which the caller applies; D and the gate must then be None.
     """
-    batch, time, _ = x.shape
-    A = A.float()
-    flat = [tensor.flatten(0, 1) for tensor in (x, dt, B, C)]
-    gate = None if gate is None else gate.flatten(0, 1)
-    lengths = [time] * batch if spans is None else [end - start for start, end in spans]
     segments = 1 if train or spans is not None else _segments(x, A)
-    ends, slots = [0], [0]
-    for length in lengths:
-        start = ends[-1]
-        ends += [start + length * n // segments for n in range(1, segments + 1)]
-        slots.append(slots[-1] + ceil_div(length, KEEP_EVERY))
-    bounds = torch.tensor(ends, dtype=torch.int64, device=x.device)
-    kept = torch.tensor(slots, dtype=torch.int32, device=x.device) if train else None
-    x2, dt2, B2, C2 = flat
+    bounds, slots, kept = _token_table(x, segments) if spans is None else _packed_table(spans, x.device)
     y, last, _ = selective_scan_op(
-        x2, dt2, A, B2, C2, D, gate, state, bounds, kept, slots[-1] if train else 0, segments, train
-    )
+        *(tensor.flatten(0, 1) for tensor in (x, dt)), A.float(), *(tensor.flatten(0, 1) for tensor in (B, C)),
+        D, None if gate is None else gate.flatten(0, 1), state, bounds,
+        slots if train else None, kept if train else 0, segments, train,
+    )  # fmt: skip
     return y.view(x.shape), last
+
+
+def _token_table(x: Tensor, segments: int) -> tuple[Tensor, Tensor, int]:
+    """For a batch: tokens of each segment, kept states of each sequence, and their number. Made on the device."""
+    batch, time, _ = x.shape
+    segment = torch.arange(batch * segments + 1, device=x.device)
+    bounds = segment // segments * time + segment % segments * time // segments
+    each = ceil_div(time, KEEP_EVERY)
+    return bounds, torch.arange(batch + 1, device=x.device, dtype=torch.int32) * each, batch * each
+
+
+def _packed_table(spans: list[tuple[int, int]], device: torch.device) -> tuple[Tensor, Tensor, int]:
+    """The same for packed sequences."""
+    slots = [0, *accumulate(ceil_div(end - start, KEEP_EVERY) for start, end in spans)]
+    bounds = torch.tensor([0, *(end for _, end in spans)], dtype=torch.int64, device=device)
+    return bounds, torch.tensor(slots, dtype=torch.int32, device=device), slots[-1]
 
 
 def _segments(x: Tensor, A: Tensor) -> int:

@@ -234,3 +234,13 @@ def test_the_gpu_operator_has_shapes_flops_and_gradients_without_a_gpu() -> None
     assert forward == selective_scan_cost(batch=2, new_tokens=64, channels=6, state_dim=5, element_bytes=4).flops
     assert counter.get_total_flops() == 4 * forward
     assert [gradient.shape for gradient in gradients] == [tensor.shape for tensor in (x, dt, A, B, C)]
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+def test_segments_cut_every_sequence_of_a_batch_without_a_gap() -> None:
+    from archcompass.kernels.selective_scan.triton_scan import _token_table
+
+    bounds, slots, kept = _token_table(torch.zeros(2, 70, 3), 4)
+    assert bounds.tolist() == [0, 17, 35, 52, 70, 87, 105, 122, 140]
+    assert slots.tolist() == [0, 3, 6]
+    assert kept == 6
