@@ -58,7 +58,7 @@ class Candidate(BaseModel):
         experts: whether its channel mixers are experts.
         strength: of its rule.
         vetoes: names of what speaks against it however well it fits.
-        misses: time limits it does not meet, and by what factor.
+        misses: time limits of the user's that it does not meet, and by what factor.
         bound: what stopped it from being larger: memory, time, need or ladder.
         quality: dense-equivalent parameters, sqrt(total · active), and where the proxy comes from.
         shape: depth, width and the decisions of its style.
@@ -112,7 +112,7 @@ def candidate(decision: Decision, family: Family, rank: int, sized: Sized) -> Ca
         experts=bool(sized.style.experts),
         strength=decision.strength[family],
         vetoes=[veto.name for veto in mine],
-        misses={name: round(factor, 3) for name, factor in sized.misses.items()},
+        misses={name: round(factor, 3) for name, factor in sized.misses.items() if ask.is_users_own(name)},
         bound=sized.bound,
         quality={
             "dense_equivalent_parameters": sqrt(parameters.total * parameters.active),
@@ -200,14 +200,9 @@ def why(decision: Decision, family: Family, sized: Sized, vetoes: list[Veto]) ->
     }[sized.bound]
     for name, factor in sized.misses.items():
         limit = {"ttft_ms": "first token", "step_ms": "token"}[name]
-        said.append(
-            f"takes {factor:.2g} times as long per {limit} as {'asked' if _asked(decision.ask, name) else 'is comfortable'}"
-        )
+        measure = "asked" if decision.ask.is_users_own(name) else "is comfortable"
+        said.append(f"takes {factor:.2g} times as long per {limit} as {measure}")
     return [*said, stopped]
-
-
-def _asked(ask: Ask, name: str) -> bool:
-    return ask.asked("ttft_ms" if name == "ttft_ms" or ask.per_event else "tokens_per_second")
 
 
 def _card(ask: Ask) -> str:

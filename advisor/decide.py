@@ -31,6 +31,11 @@ class Veto:
     name: str
     reason: str
 
+    @property
+    def reason_first(self) -> str:
+        """The sentence for when this family comes first all the same, because nothing else fits."""
+        return f"Only the {self.family} fits, and it is not to be trusted here ({self.name}): {self.reason}."
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -134,6 +139,12 @@ class Decision:
         room = say_bytes(self.reading.hardware.memory_bytes)
         each = " on each card" if self.reading.hardware.count > 1 else ""
         return [Veto(family=family, name="memory", reason=f"its smallest useful model does not fit {room}{each}")]
+
+
+def trusted_family(workload: Workload) -> Family | None:
+    """The family that comes first for a workload; None when none fits that no veto speaks against."""
+    decision = Decision.of(workload)
+    return decision.family if decision.family and not decision.distrust[decision.family] else None
 
 
 def family_of(workload: Workload) -> Family | None:

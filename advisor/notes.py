@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from archcompass.advisor.decide import Veto
 from archcompass.advisor.derived import HONEST_TOKENS, LOAD_IT_ALL_TOKENS
 from archcompass.advisor.reading import Reading
 from archcompass.advisor.sizing.ask import Ask
@@ -56,10 +57,13 @@ def notes(ask: Ask, family: Family | None, sizes: Mapping[Family, Sized]) -> lis
     return [sentence for sentence in said if sentence]
 
 
-def contradictions(ask: Ask, family: Family | None, sizes: Mapping[Family, Sized]) -> list[str]:
+def contradictions(
+    ask: Ask, family: Family | None, sizes: Mapping[Family, Sized], vetoes: Sequence[Veto] = ()
+) -> list[str]:
     """Wishes that pull apart, told and not averaged."""
     reading, work = ask.reading, ask.reading.workload
     said: list[str | None] = [_breadth_without_room(reading, sizes), _careful_in_four_bits(ask, family, sizes)]
+    said += [veto.reason_first for veto in vetoes if veto.family == family]
     if reading.endless == 1.0 and work.recall == "exact":
         said.append(
             "The input never ends, yet it must be quoted exactly: a fixed state cannot, so keep an index beside the model."
@@ -82,6 +86,7 @@ def contradictions(ask: Ask, family: Family | None, sizes: Mapping[Family, Sized
 
 
 def _missed(ask: Ask, family: Family | None, sizes: Mapping[Family, Sized]) -> list[str]:
+    """Limits the user set that even the pick does not meet."""
     if family is None:
         return []
     what = {"ttft_ms": "the first token", "step_ms": "an event" if ask.per_event else "each token"}
@@ -89,7 +94,22 @@ def _missed(ask: Ask, family: Family | None, sizes: Mapping[Family, Sized]) -> l
     return [
         f"The limit of {limits[name]:,.4g} ms for {what[name]} is missed {factor:.2g}-fold even by this {family}."
         for name, factor in sizes[family].misses.items()
+        if ask.is_users_own(name)
     ]
+
+
+def _busy(ask: Ask, family: Family | None, sizes: Mapping[Family, Sized]) -> str | None:
+    """Whether reading prompts, and not writing, sets the pace."""
+    if family is None or sizes[family].times is None or ask.is_users_own("step_ms"):
+        return None
+    factor = sizes[family].misses.get("step_ms")
+    work = ask.reading.workload
+    if factor is None:
+        return None
+    return (
+        f"With {work.concurrency:,} sequences that each read {say_tokens(work.context)} and write {say_tokens(work.output)} "
+        f"tokens, a token takes {factor:.2g} times as long as is comfortable: share prefixes, shorten prompts or add cards."
+    )
 
 
 def _breadth_without_room(reading: Reading, sizes: Mapping[Family, Sized]) -> str | None:

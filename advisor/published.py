@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from pydantic import BaseModel, ConfigDict
 
+from archcompass.advisor.decide import Decision
 from archcompass.advisor.sizing.ask import Ask
 from archcompass.advisor.sizing.search import Sized
 from archcompass.advisor.units import say_bytes, say_count
@@ -13,7 +16,7 @@ from archcompass.blocks.model.spec import ModelSpec, block_names
 from archcompass.profiles.ledger import memory
 from archcompass.profiles.predict import predict
 
-LOOKED_AT, NAMED = 12, 5
+LOOKED_AT, NAMED = 20, 5
 """How many of the nearest in size are looked at, and how many of those are named."""
 
 
@@ -45,19 +48,25 @@ class Existing(BaseModel):
     why: str
 
 
-def existing(ask: Ask, pick: Sized) -> list[Existing]:
-    """Published language models nearest in size to the pick, those of its family first; none for signals or training."""
+def existing(decision: Decision, pick: Sized) -> list[Existing]:
+    """Published language models near the pick, the most fitting first; none for signals or training.
+
+    Of those nearest in size: families no veto speaks against, models made for the length, the pick's family, then size.
+    """
+    ask = decision.ask
     if ask.kind == "signal" or ask.reading.workload.mode == "training":
         return []
-    target = pick.spec.parameters()
-    ranked = sorted(zoo.names(), key=lambda name: (_far(name, target.total), name))
-    specs = {name: zoo.entry(name).spec for name in ranked[:LOOKED_AT]}
+    target = pick.spec.parameters().total
+    ranked = sorted(zoo.names(), key=lambda name: (_far(name, target), name))[:LOOKED_AT]
+    distrusted = {family for family, vetoes in decision.distrust.items() if vetoes}
 
-    def key(name: str) -> tuple[bool, bool]:
-        length = specs[name].max_position_embeddings
-        return (length is not None and length < ask.prompt, family_of_spec(specs[name]) != pick.style.family)
+    def key(name: str) -> tuple[bool, bool, bool, int]:
+        spec = zoo.entry(name).spec
+        family, length = family_of_spec(spec), spec.max_position_embeddings
+        short = length is not None and length < ask.prompt
+        return (family in distrusted, short, family != pick.style.family, ranked.index(name))
 
-    found = [_under(ask, name, pick) for name in sorted(specs, key=key)[:NAMED]]
+    found = [_under(ask, name, pick, distrusted) for name in sorted(ranked, key=key)[:NAMED]]
     return sorted(found, key=lambda one: not one.fits)
 
 
@@ -78,7 +87,7 @@ def _far(name: str, total: int) -> float:
     return ratio * 2 if ratio > 1 else 1 / ratio
 
 
-def _under(ask: Ask, name: str, pick: Sized) -> Existing:
+def _under(ask: Ask, name: str, pick: Sized, distrusted: Container[str]) -> Existing:
     entry = zoo.entry(name)
     spec = entry.spec
     chosen, held = ask.precisions[0], memory(spec, ask.request(ask.precisions[0]), ask.hardware)
@@ -102,7 +111,9 @@ def _under(ask: Ask, name: str, pick: Sized) -> Existing:
         per_user=1e3 / step if step else None,
         licence=entry.licence,
         source=entry.source,
-        why=_why(ask, spec, held.per_card_bytes, fits, pick),
+        why=_why(ask, spec, held.per_card_bytes, fits, pick)
+        if family_of_spec(spec) not in distrusted
+        else "its family is vetoed here",
     )
 
 

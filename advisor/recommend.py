@@ -77,7 +77,7 @@ def recommend(workload: Workload, *, quick: bool = False) -> Recommendation:
     decision = Decision.of(workload)
     sizes = {family: size(decision.styles[family], decision.ask) for family in FAMILIES}
     family = decision.family
-    said = contradictions(decision.ask, family, sizes)
+    said = contradictions(decision.ask, family, sizes, decision.vetoes)
     sure, doubts = confidence(decision, said)
     refused, needs, nearest = (None, None, []) if family else refusal(decision, sizes)
     return Recommendation(
@@ -87,7 +87,7 @@ def recommend(workload: Workload, *, quick: bool = False) -> Recommendation:
         rules=list(decision.findings),
         candidates=[candidate(decision, each, rank, sizes[each]) for rank, each in enumerate(decision.order, start=1)],
         flips=[] if quick or family is None else flips(decision),
-        published=[] if quick else existing(decision.ask, sizes[decision.order[0]]),
+        published=[] if quick else existing(decision, sizes[decision.order[0]]),
         derived=list(derived(decision.ask, sizes)),
         vetoes=list(decision.vetoes),
         defaults={key: {"value": d.value, "reason": d.reason} for key, d in workload.defaulted.items()},
@@ -136,6 +136,7 @@ def confidence(decision: Decision, contradicted: list[str]) -> tuple[float, list
         (0.85, reading.signal <= 0.5 and reading.context > HONEST_TOKENS, "nobody measured text at such lengths"),
         (0.8, decision.strength[first] < 0.3, "no rule speaks strongly for any family here"),
         (0.9, reading.card.kind == "described", "the machine is described, not measured"),
+        (0.5, bool(decision.distrust[first]), "a veto speaks against the only family that fits"),
         (
             0.7,
             first != decision.findings[0].family,

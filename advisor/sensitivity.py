@@ -1,5 +1,7 @@
 """What would change the answer: the smallest change of each input, found by asking the same engine again.
 
+A family that only comes first because nothing else fits, against a veto, is no answer to change to and is left out.
+
 Numbers are bisected between the nearest value that keeps the family and the nearest that changes it, to within a few per cent;
 words are tried one step at a time, nearest first. Only the decision is asked, not the sizes.
 """
@@ -12,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from archcompass.advisor.decide import Decision, family_of
+from archcompass.advisor.decide import Decision, family_of, trusted_family
 from archcompass.advisor.sizing.shapes import Family
 from archcompass.advisor.units import say_bytes, say_tokens
 from archcompass.advisor.workload import Workload, choices
@@ -68,7 +70,7 @@ def _words(work: Workload, family: Family) -> Iterator[Flip]:
             upward = index > at
             if upward in seen:
                 continue
-            other = family_of(work.varied(**{key: words[index]}))
+            other = trusted_family(work.varied(**{key: words[index]}))
             if other is not None and other != family:
                 seen.add(upward)
                 yield Flip(
@@ -90,7 +92,7 @@ def _said(key: str, word: str) -> str:
 def _stream(work: Workload, family: Family) -> Iterator[Flip]:
     if work.stream or work.unbounded:
         return
-    other = family_of(work.varied(context="unbounded", stream=True))
+    other = trusted_family(work.varied(context="unbounded", stream=True))
     if other is not None and other != family:
         yield Flip(change="if the input never ends", family=other, key="context", value="unbounded", distance=4.0)
 
@@ -115,17 +117,17 @@ def _nearest(work: Workload, family: Family, key: str, now: int, end: int) -> Fl
     inside, outside, other = float(now), float(now), None
     while inside != end:
         outside = min(inside * FACTOR, end) if upward else max(inside / FACTOR, end)
-        other = family_of(work.varied(**{key: round(outside)}))
+        other = trusted_family(work.varied(**{key: round(outside)}))
         if other is not None and other != family:
             break
         inside = outside
     if other is None or other == family:
         return None
-    edge, other = _bisect(lambda value: family_of(work.varied(**{key: value})), family, inside, outside, other)
+    edge, other = _bisect(lambda value: trusted_family(work.varied(**{key: value})), family, inside, outside, other)
     value = _readable(key, edge, upward, family, work)
     return Flip(
         change=_number_said(key, value, upward),
-        family=family_of(work.varied(**{key: value})) or other,
+        family=trusted_family(work.varied(**{key: value})) or other,
         key=key,
         value=value,
         distance=abs(_octaves(value / now)),
@@ -149,7 +151,7 @@ def _readable(key: str, edge: int, upward: bool, family: Family, work: Workload)
     """A round value just past the edge that still changes the answer, or the edge itself."""
     unit = {"context": 1024 if edge >= 8192 else 64, "concurrency": 1, "vram": 10**9 if edge >= 10**10 else 10**8}[key]
     rounded = -(-edge // unit) * unit if upward else max(1, edge // unit) * unit
-    other = family_of(work.varied(**{key: rounded}))
+    other = trusted_family(work.varied(**{key: rounded}))
     return rounded if other is not None and other != family else edge
 
 

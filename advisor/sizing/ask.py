@@ -9,8 +9,11 @@ from archcompass.advisor.reading import Reading
 from archcompass.profiles.hardware import Hardware
 from archcompass.profiles.request import Request
 
-MARGIN = 0.05
-"""Share of a card's memory that stays free: what serving engines leave is 0.05 to 0.10 (vLLM's default is 0.10)."""
+MARGIN = 0.10
+"""Share of a card's memory that stays free: vLLM's default, for captured graphs, growth and what a ledger cannot know."""
+
+ANSWER_SECONDS = 480.0
+"""Longest that a whole answer may take when no speed was asked for: minutes of reasoning are borne, hours are not."""
 
 READING_WINDOW = {"language": 2**17, "signal": 2**14}
 """Tokens at which a sequence without end is sized: what a reader of language holds, and what a signal needs."""
@@ -163,7 +166,10 @@ class Ask:
             return None
         if self.per_event:
             return work.ttft_ms
-        return 1000.0 / work.tokens_per_second if work.tokens_per_second is not None else None
+        if work.tokens_per_second is None:
+            return None
+        usual = 1000.0 / work.tokens_per_second
+        return usual if self.asked("tokens_per_second") else min(usual, 1000.0 * ANSWER_SECONDS / work.output)
 
     @property
     def per_event(self) -> bool:
@@ -173,6 +179,10 @@ class Ask:
     def asked(self, key: str) -> bool:
         """Whether a limit is the user's own, so that missing it must be told."""
         return key in self.reading.workload.model_fields_set
+
+    def is_users_own(self, limit: str) -> bool:
+        """Whether the limit called `limit` in `misses` is the user's own."""
+        return self.asked("ttft_ms" if limit == "ttft_ms" or self.per_event else "tokens_per_second")
 
     @cached_property
     def most_parameters(self) -> float:

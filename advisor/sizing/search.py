@@ -1,8 +1,8 @@
 """The search for a size: the highest rung of a ladder that fits the memory, meets the times and is not beyond need.
 
-Along a ladder memory and times only grow, so bisection finds it. The size is found in the smallest precision allowed, then the
-best precision that this size still fits is taken: a larger model in 4 bits beats a smaller one in 8 (arXiv 2411.02355), and
-more memory can only raise first the size and then the precision.
+Along a ladder memory and times only grow, so bisection finds it. The size is found in the smallest precision allowed; then the
+best precision that this size still fits is taken, which may reach higher where arithmetic was the bound. A larger model in 4
+bits beats a smaller one in 8 (arXiv 2411.02355), and more memory can only raise first the size and then the precision.
 """
 
 from __future__ import annotations
@@ -99,7 +99,8 @@ def size(style: Style, ask: Ask) -> Sized:
     bound = "time" if in_time < in_memory else "memory" if in_memory < within_need else "need"
     if bound == "need" and within_need == len(rungs) - 1:
         bound = "ladder"
-    return _finish(style, rungs[in_time], ask, _best_precision(style, rungs[in_time], ask, ease), bound)
+    best, precision = _better_precision(style, rungs[in_time : within_need + 1], ask, ease, grows=bound == "time")
+    return _finish(style, best, ask, precision, bound)
 
 
 def fits_at_all(style: Style, ask: Ask) -> bool:
@@ -179,10 +180,10 @@ def times(spec: ModelSpec, ask: Ask, precision: str) -> Times:
 def misses(found: Times, ask: Ask, ease: float = 1.0) -> dict[str, float]:
     """Limits that are not met, and by what factor; those nobody asked for are `ease` times as wide."""
     limits = {
-        "ttft_ms": (found.first_token_ms, _eased(ask.first_token_ms, ask.asked("ttft_ms"), ease)),
+        "ttft_ms": (found.first_token_ms, _eased(ask.first_token_ms, ask.is_users_own("ttft_ms"), ease)),
         "step_ms": (
             found.paced_ms(ask),
-            _eased(ask.step_ms, ask.asked("ttft_ms" if ask.per_event else "tokens_per_second"), ease),
+            _eased(ask.step_ms, ask.is_users_own("step_ms"), ease),
         ),
     }
     return {
@@ -213,11 +214,21 @@ def _last(rungs: tuple[Shape, ...], holds: Callable[[Shape], bool]) -> int:
     return low
 
 
-def _best_precision(style: Style, shape: Shape, ask: Ask, ease: float) -> str:
+def _better_precision(
+    style: Style, rungs: tuple[Shape, ...], ask: Ask, ease: float, *, grows: bool
+) -> tuple[Shape, str]:
+    """The best precision in which the first rung still fits and meets the times, and the rung it reaches.
+
+    Where time and not memory was the bound, a format with faster arithmetic may reach higher.
+    """
+
+    def holds(shape: Shape) -> bool:
+        return fits(style, shape, ask, precision) and in_times(style, shape, ask, precision, ease)
+
     for precision in reversed(ask.precisions[1:]):
-        if fits(style, shape, ask, precision) and in_times(style, shape, ask, precision, ease):
-            return precision
-    return ask.precisions[0]
+        if holds(rungs[0]):
+            return rungs[_last(rungs, holds) if grows else 0], precision
+    return rungs[0], ask.precisions[0]
 
 
 def _smallest(style: Style, ask: Ask) -> Sized:

@@ -128,19 +128,26 @@ def build_spec(style: Style, shape: Shape) -> ModelSpec:
 def _attention(style: Style, width: int, window: int | None = None) -> Attention:
     """Grouped-query attention with heads of 128 channels from 1024 on, of 64 below, of 32 in the smallest models.
 
-    Eight key heads (Llama 3) from 2048 on, four below. A model of experts has few (Qwen3-30B-A3B: 4): its cache would else
-    outgrow its active weights.
+    Eight key heads (Llama 3) from 2048 on, four below. A model of experts has few (Qwen3-30B-A3B: 4), since its cache would
+    else outgrow its active weights, and a hybrid fewer (Nemotron 3 Nano, Qwen3-Next: 2).
     """
     if width >= 1024:
         heads, dim = 8 * ceil(width / 1024), 128
-        groups = 4 if width < (4096 if style.experts else 2048) else 8
+        groups = _key_heads(style, width)
     else:
         dim = 64 if width >= 64 else 32
-        groups = 1 if width < 256 else 2 if width < 768 else 4
+        groups = 1 if width < 256 else 2 if width < 768 or style.family == "hybrid" else 4
         heads = max(1, width // dim // groups) * groups
     return Attention(
         num_attention_heads=heads, num_key_value_heads=groups, head_dim=dim, qk_norm="head", sliding_window=window
     )
+
+
+def _key_heads(style: Style, width: int) -> int:
+    """Key heads of a model of 1024 channels or more."""
+    if style.family == "hybrid":
+        return 2 if width < 3072 else 4 if width < 8192 else 8
+    return 4 if width < (4096 if style.experts else 2048) else 8
 
 
 def _channel(style: Style, width: int) -> Block:

@@ -40,21 +40,33 @@ def test_seven_answers_in_ten_are_the_experts_first_choice() -> None:
 
 # What an expert would run, in billions of parameters in all, and the formats named. From the scenarios' "size" and "precision".
 EXPERT = {
-    "S01": ((8, 16), {"int4"}), "S02": ((30, 122), {"fp8"}), "S03": ((0.005, 0.1), {"int8"}), "S06": ((0.6, 4), {"int4", "int8"}),
-    "S07": ((235, 355), {"fp8"}), "S11": ((20, 40), {"fp8"}), "S13": ((8, 16), {"int4", "fp8"}), "S15": ((0.3, 1.2), {"fp8"}),
-    "S16": ((7, 14), {"int4"}), "S18": ((75, 140), {"mxfp4", "nvfp4"}), "S21": ((3, 4.5), {"fp8"}), "S26": ((0.0001, 0.005), {"int8"}),
-    "S29": ((0.00001, 0.002), {"fp16", "int8"}), "S34": ((7, 10), {"int4", "int8"}), "S36": ((9, 16), {"fp8"}), "S38": ((8, 30), {"fp8"}),
-}  # fmt: skip
+    "S01": ((8, 16), {"int4"}),
+    "S02": ((30, 122), {"fp8"}),
+    "S03": ((0.005, 0.1), {"int8"}),
+    "S06": ((0.6, 4), {"int4", "int8"}),
+    "S07": ((235, 355), {"fp8"}),
+    "S11": ((20, 40), {"fp8"}),
+    "S13": ((8, 16), {"int4", "fp8"}),
+    "S15": ((0.3, 1.2), {"fp8"}),
+    "S16": ((7, 14), {"int4"}),
+    "S18": ((75, 140), {"mxfp4", "nvfp4"}),
+    "S21": ((3, 4.5), {"fp8"}),
+    "S26": ((0.0001, 0.005), {"int8"}),
+    "S29": ((0.00001, 0.002), {"fp16", "int8"}),
+    "S34": ((7, 10), {"int4", "int8"}),
+    "S36": ((10, 16), {"fp8"}),
+    "S38": ((8, 30), {"fp8"}),
+}
 
 
-def test_size_and_precision_lie_in_the_experts_range_as_often_as_docs_say() -> None:
+def test_size_and_precision_lie_in_the_experts_range_in_seven_answers_of_ten() -> None:
     right = []
     for scenario in SCENARIOS:
         answer = recommend(Workload(**scenario["workload"]), quick=True)
         pick = next(one for one in answer.candidates if one.family == scenario["family"])
         (low, high), formats = EXPERT[scenario["id"]]
         right.append(low * 1e9 <= pick.parameters["total"] <= high * 1e9 and pick.precision in formats)
-    assert share(right) >= 0.6
+    assert share(right) >= 0.7
 
 
 def families(**said: Any) -> str | None:
@@ -161,7 +173,9 @@ def test_what_cannot_fit_is_refused_with_what_would() -> None:
 def test_confidence_falls_near_a_boundary_and_outside_the_evidence() -> None:
     clear = recommend(Workload(context="2k", recall="high", breadth="narrow", concurrency=1), quick=True).confidence
     near = recommend(Workload(context="44k", recall="high", breadth="narrow", concurrency=1), quick=True).confidence
-    beyond = recommend(Workload(context="unbounded", recall="low", breadth="narrow", concurrency=1), quick=True).confidence
+    beyond = recommend(
+        Workload(context="unbounded", recall="low", breadth="narrow", concurrency=1), quick=True
+    ).confidence
     assert clear > 0.75
     assert near < clear - 0.15
     assert beyond < clear - 0.15
