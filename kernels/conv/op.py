@@ -154,7 +154,7 @@ def _(
     return x.new_empty(x.shape), before.new_empty(before.shape), d_weight, weight.new_empty(weight.shape[0])
 
 
-@register_flop_formula(torch.ops.archcompass.causal_conv)  # type: ignore[untyped-decorator]
+@register_flop_formula(torch.ops.archcompass.causal_conv)
 def conv_flops(x_shape, before_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:  # type: ignore[no-untyped-def]
     """FLOPs of the operators, from the shapes of their arguments."""
     batch, time, channels = x_shape
@@ -163,7 +163,7 @@ def conv_flops(x_shape, before_shape, weight_shape, *args, out_shape=None, **kwa
     ).flops
 
 
-@register_flop_formula(torch.ops.archcompass.causal_conv_backward)  # type: ignore[untyped-decorator]
+@register_flop_formula(torch.ops.archcompass.causal_conv_backward)
 def _backward_flops(grad_shape, x_shape, before_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:  # type: ignore[no-untyped-def]
     return 2 * conv_flops(x_shape, before_shape, weight_shape)
 

@@ -192,8 +192,9 @@ def causal_conv_triton_backward_op(
     dy: Tensor, x: Tensor, before: Tensor, weight: Tensor, bias: Tensor | None, cu_seqlens: Tensor | None, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`backward` as an operator of torch."""
-    tensors = (tensor.contiguous() for tensor in (dy, x, before, weight))
-    dx, dbefore, dweight, dbias = backward(*tensors, bias, cu_seqlens, silu)
+    dx, dbefore, dweight, dbias = backward(
+        dy.contiguous(), x.contiguous(), before.contiguous(), weight.contiguous(), bias, cu_seqlens, silu
+    )
     return dx, dbefore, dweight.contiguous(), dbias
 
 

@@ -55,7 +55,6 @@ def chunked(
     Returns:
         outputs [batch, time, heads, V] in the dtype of v, and the state after the last token.
     """
-    run = _per_channel if decay is not None and decay.dim() == 4 else _per_head
     time = q.shape[1]
     whole = time - time % chunk_size
     outputs = []
@@ -63,7 +62,7 @@ def chunked(
         if start < end:
             faded = decay if decay is None or decay.dim() == 1 else decay[:, start:end]
             padded = _padded(q[:, start:end], k[:, start:end], v[:, start:end], faded, -(end - start) % chunk_size)
-            out, state = run(*padded, exclusive, state, chunk_size)
+            out, state = _whole_chunks(*padded, exclusive, state, chunk_size)
             outputs.append(out[:, : end - start])
     out = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
     if exclusive and bonus is not None:
@@ -83,6 +82,14 @@ def _padded(
         decay = F.pad(decay, (0, 0) * (decay.dim() - 2) + (0, padding))
     q, k, v = (F.pad(x, (0, 0, 0, 0, 0, padding)) for x in (q, k, v))
     return q, k, v, decay
+
+
+def _whole_chunks(
+    q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, exclusive: bool, state: Tensor, chunk: int
+) -> tuple[Tensor, Tensor]:
+    if decay is not None and decay.dim() == 4:
+        return _per_channel(q, k, v, decay, exclusive, state, chunk)
+    return _per_head(q, k, v, decay, exclusive, state, chunk)
 
 
 def _per_head(
@@ -264,7 +271,8 @@ def own_token(q: Tensor, k: Tensor, v: Tensor, bonus: Tensor) -> Tensor:
     """What the current token adds through its bonus: (q . diag(u) k) v."""
     groups = q.shape[2]
     weight = (q * k).transpose(1, 2) @ bonus.to(q.dtype).unflatten(0, (groups, -1)).mT  # [batch, groups, time, heads]
-    return weight.transpose(1, 2).flatten(2).unsqueeze(-1) * v
+    by_head: Tensor = weight.transpose(1, 2).flatten(2).unsqueeze(-1)
+    return by_head * v
 
 
 def step(

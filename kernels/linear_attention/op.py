@@ -245,7 +245,9 @@ def _packed(
     for n, (start, end) in enumerate(spans(cu_seqlens, q.shape[1])):
         decay = log_decay if log_decay is None or log_decay.dim() == 1 else log_decay[:, start:end]
         out, state = linear_attention(
-            *(x[:, start:end] for x in (q, k, v)),
+            q[:, start:end],
+            k[:, start:end],
+            v[:, start:end],
             decay,
             bonus=bonus,
             exclusive=exclusive,

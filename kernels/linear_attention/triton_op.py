@@ -211,7 +211,10 @@ def linear_attention_op(
     exclusive: bool, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`forward` as an operator of torch."""
-    return forward(*(_contiguous(x) for x in (q, k, v, decay, initial)), cu_seqlens, exclusive, scale)
+    return forward(
+        q.contiguous(), k.contiguous(), v.contiguous(), _contiguous(decay), _contiguous(initial), cu_seqlens,
+        exclusive, scale,
+    )  # fmt: skip
 
 
 @linear_attention_op.register_fake
@@ -227,8 +230,10 @@ def linear_attention_backward_op(
     cu_seqlens: Tensor | None, exclusive: bool, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """`backward` as an operator of torch."""
-    tensors = (_contiguous(x) for x in (dout, dfinal, q, k, v, decay, initial))
-    return backward(*tensors, cu_seqlens, exclusive, scale)
+    return backward(
+        dout.contiguous(), dfinal.contiguous(), q.contiguous(), k.contiguous(), v.contiguous(), _contiguous(decay),
+        _contiguous(initial), cu_seqlens, exclusive, scale,
+    )  # fmt: skip
 
 
 @linear_attention_backward_op.register_fake
@@ -272,7 +277,9 @@ def step_op(
     exclusive: bool, scale: float,
 ) -> Tensor:  # fmt: skip
     """One token per sequence; overwrites the state, which must be contiguous and float32."""
-    return step(*(_contiguous(x) for x in (q, k, v, decay, bonus)), state, exclusive, scale)
+    return step(
+        q.contiguous(), k.contiguous(), v.contiguous(), _contiguous(decay), _contiguous(bonus), state, exclusive, scale
+    )
 
 
 @step_op.register_fake
@@ -282,7 +289,7 @@ def _(q, k, v, decay, bonus, state, exclusive, scale):
 
 @register_flop_formula(torch.ops.archcompass.linear_attention_step_triton)
 def _step_flops(q_shape, k_shape, v_shape, *args, out_shape=None, **kwargs) -> int:
-    return 2 * v_shape[0] * v_shape[1] * q_shape[-1] * v_shape[-1]
+    return int(2 * v_shape[0] * v_shape[1] * q_shape[-1] * v_shape[-1])
 
 
 def step(

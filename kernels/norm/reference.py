@@ -1,10 +1,12 @@
 """RMS normalisation as a formula (Zhang and Sennrich 2019), gated before (Mamba-2) or after (Gated DeltaNet)."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-ACTIVATIONS = {"silu": F.silu, "sigmoid": torch.sigmoid}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "sigmoid": torch.sigmoid}
 
 
 def reference(
@@ -26,7 +28,7 @@ def reference(
     if opened is not None and gate_first:
         x = x * opened
     groups = x.unflatten(-1, (-1, group_size))
-    y = (groups * torch.rsqrt(groups.square().mean(-1, keepdim=True) + eps)).flatten(-2)
+    y: Tensor = (groups * torch.rsqrt(groups.square().mean(-1, keepdim=True) + eps)).flatten(-2)
     if weight is not None:
         y = y * (1 + weight if unit_offset else weight)
     return y if opened is None or gate_first else y * opened
