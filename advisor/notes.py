@@ -114,7 +114,7 @@ def _busy(ask: Ask, family: Family | None, sizes: Mapping[Family, Sized]) -> str
 
 def _breadth_without_room(reading: Reading, sizes: Mapping[Family, Sized]) -> str | None:
     total = sizes["moe"].spec.parameters().total
-    if reading.closed_book < 0.5 or (sizes["moe"].fits and total > 2.5e10):
+    if reading.closed_book < 0.5 or (sizes["moe"].fits and (total > 2.5e10 or sizes["moe"].bound != "memory")):
         return None
     held = (
         f"fits only up to {say_count(total)} in all at {sizes['moe'].precision}"

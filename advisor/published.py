@@ -6,15 +6,17 @@ from collections.abc import Container
 
 from pydantic import BaseModel, ConfigDict
 
+from archcompass.advisor.catalogue import family
 from archcompass.advisor.decide import Decision
 from archcompass.advisor.sizing.ask import Ask
-from archcompass.advisor.sizing.search import Sized
+from archcompass.advisor.sizing.search import Sized, held_by
 from archcompass.advisor.units import say_bytes, say_count
 from archcompass.blocks import zoo
-from archcompass.blocks.base import Traits
-from archcompass.blocks.model.spec import ModelSpec, block_names
-from archcompass.profiles.ledger import memory
+from archcompass.blocks.model.spec import ModelSpec
 from archcompass.profiles.predict import predict
+
+WRITTEN = ("text", "code", "logs")
+"""Modalities that the published models read."""
 
 LOOKED_AT, NAMED = 20, 5
 """How many of the nearest in size are looked at, and how many of those are named."""
@@ -51,34 +53,23 @@ class Existing(BaseModel):
 def existing(decision: Decision, pick: Sized) -> list[Existing]:
     """Published language models near the pick, the most fitting first; none for signals or training.
 
-    Of those nearest in size: families no veto speaks against, models made for the length, the pick's family, then size.
+    Of those nearest in size: families no veto speaks against, the pick's family, models made for the length, then size.
     """
     ask = decision.ask
-    if ask.kind == "signal" or ask.reading.workload.mode == "training":
+    if ask.reading.workload.modality not in WRITTEN or ask.kind == "signal" or ask.reading.workload.mode == "training":
         return []
     target = pick.spec.parameters().total
     ranked = sorted(zoo.names(), key=lambda name: (_far(name, target), name))[:LOOKED_AT]
-    distrusted = {family for family, vetoes in decision.distrust.items() if vetoes}
+    distrusted = {name for name, vetoes in decision.distrust.items() if vetoes}
 
     def key(name: str) -> tuple[bool, bool, bool, int]:
         spec = zoo.entry(name).spec
-        family, length = family_of_spec(spec), spec.max_position_embeddings
+        kind, length = family(spec), spec.max_position_embeddings
         short = length is not None and length < ask.prompt
-        return (family in distrusted, short, family != pick.style.family, ranked.index(name))
+        return (kind in distrusted, kind != pick.style.family, short, ranked.index(name))
 
     found = [_under(ask, name, pick, distrusted) for name in sorted(ranked, key=key)[:NAMED]]
     return sorted(found, key=lambda one: not one.fits)
-
-
-def family_of_spec(spec: ModelSpec) -> str:
-    """The corner a model stands in, by what its mixers can do."""
-    traits = spec.traits()
-    mixers: list[Traits] = [traits[name] for name in block_names(spec, "mixer")]
-    recurs = any(mixer.bounded_state and mixer.window is None for mixer in mixers)
-    attends = any(mixer.exact_recall or mixer.window for mixer in mixers)
-    if recurs:
-        return "hybrid" if attends else "ssm"
-    return "moe" if any(trait.sparse_activation for trait in traits.values()) else "transformer"
 
 
 def _far(name: str, total: int) -> float:
@@ -90,19 +81,19 @@ def _far(name: str, total: int) -> float:
 def _under(ask: Ask, name: str, pick: Sized, distrusted: Container[str]) -> Existing:
     entry = zoo.entry(name)
     spec = entry.spec
-    chosen, held = ask.precisions[0], memory(spec, ask.request(ask.precisions[0]), ask.hardware)
+    chosen, held = ask.precisions[0], held_by(spec, ask, ask.precisions[0])
     for precision in ask.precisions[1:]:
-        better = memory(spec, ask.request(precision), ask.hardware)
+        better = held_by(spec, ask, precision)
         if better.per_card_bytes <= ask.capacity_bytes:
             chosen, held = precision, better
     fits = held.per_card_bytes <= ask.capacity_bytes
-    load = predict(spec, ask.request(chosen), ask.hardware) if fits else None
+    load = predict(spec, ask.request(chosen), ask.hardware) if fits and ask.serves else None
     step = load.decode_ms_per_token if load else None
-    first = predict(spec, ask.first_token_request(chosen), ask.hardware) if fits else None
+    first = predict(spec, ask.first_token_request(chosen), ask.hardware) if fits and ask.serves else None
     parameters = spec.parameters()
     return Existing(
         name=name,
-        family=family_of_spec(spec),
+        family=family(spec),
         precision=chosen,
         fits=fits,
         parameters={"total": parameters.total, "active": parameters.active},
@@ -112,7 +103,7 @@ def _under(ask: Ask, name: str, pick: Sized, distrusted: Container[str]) -> Exis
         licence=entry.licence,
         source=entry.source,
         why=_why(ask, spec, held.per_card_bytes, fits, pick)
-        if family_of_spec(spec) not in distrusted
+        if family(spec) not in distrusted
         else "its family is vetoed here",
     )
 
@@ -123,5 +114,5 @@ def _why(ask: Ask, spec: ModelSpec, needs: float, fits: bool, pick: Sized) -> st
     length = spec.max_position_embeddings
     if length is not None and length < ask.prompt:
         return f"was made for {length:,} tokens"
-    kin = "the recommended family" if family_of_spec(spec) == pick.style.family else "another family"
+    kin = "the recommended family" if family(spec) == pick.style.family else "another family"
     return f"{kin}, {say_count(spec.parameters().total)} against {say_count(pick.spec.parameters().total)}"

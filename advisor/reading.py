@@ -44,6 +44,9 @@ SIGNAL |= {"genome": (0.7, 0.3), "video": (0.4, 0.1), "images": (0.2, 0.0), "tex
 """(how far a modality is a measured signal, how far a recurrence wins on it at any length). The second from TiRex on
 GIFT-Eval for time series; less for audio and logs, where attention still wins short tasks."""
 
+SMALL_TASKS = frozenset({"extract", "classify", "embed", "detect", "forecast", "control", "transcribe", "complete"})
+"""Tasks that small models do as well as large ones."""
+
 ROOM_EDGE_BYTES = 12e9
 """Memory where "there is room for many experts" is half true."""
 
@@ -214,7 +217,13 @@ class Reading:
     @cached_property
     def want_of_experts(self) -> float:
         """How much experts would bring, were there room: facts, and speed where bandwidth is scarce."""
-        return self.closed_book + (1.0 - self.closed_book) * 0.6 * self.poor
+        scarce = self.poor if self.open_ended else 0.0
+        return self.closed_book + (1.0 - self.closed_book) * 0.6 * scarce
+
+    @property
+    def open_ended(self) -> bool:
+        """Whether a larger model keeps serving the task better, so that much memory is worth filling."""
+        return self.workload.task not in SMALL_TASKS
 
     @property
     def reuse(self) -> float:

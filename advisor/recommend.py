@@ -115,6 +115,10 @@ def machine(decision: Decision) -> dict[str, Any]:
     }
 
 
+AGREEMENT: dict[Family, float] = {"transformer": 0.88, "moe": 0.93, "ssm": 0.93, "hybrid": 0.97}
+"""How far the evidence of each rule agrees with itself: controlled training contradicts the transformer's edge in perplexity,
+the others' are refined more than contradicted."""
+
 DECISIVE = ("context", "recall", "breadth", "concurrency")
 """Keys whose default, when nobody gave them, makes the answer less sure."""
 
@@ -127,7 +131,7 @@ def confidence(decision: Decision, contradicted: list[str]) -> tuple[float, list
     reading, doubts = decision.reading, []
     first, *others = [family for family in decision.order if decision.fits[family]] or [decision.order[0]]
     lead = decision.strength[first] - max((decision.strength[family] for family in others), default=0.0)
-    sure = 0.4 + 0.55 * (1.0 - exp(-max(lead, 0.0) / 0.2))
+    sure = (0.4 + 0.55 * (1.0 - exp(-max(lead, 0.0) / 0.2))) * AGREEMENT[first]
     if lead < 0.1:
         near = max(others, key=lambda family: decision.strength[family], default=first)
         doubts.append(f"a near tie: {near} is as good an answer")

@@ -39,10 +39,13 @@ class Flip(BaseModel):
     distance: float
 
 
-WORDS = ("breadth", "knowledge", "recall", "reasoning", "accuracy", "prefix_reuse", "ecosystem", "mode")
+WORDS = ("breadth", "knowledge", "recall", "reasoning", "accuracy", "prefix_reuse", "ecosystem")
 
 NUMBERS = {"context": (256, 2**24), "concurrency": (1, 4096), "vram": (10**9, 10**12)}
 """How far each number is moved."""
+
+FAR = {"context": 8.0, "concurrency": 8.0, "vram": 3.0}
+"""Octaves beyond which a change is no longer a small one."""
 
 FACTOR = 4.0
 """The coarse step of a number, before it is bisected."""
@@ -80,7 +83,6 @@ def _words(work: Workload, family: Family) -> Iterator[Flip]:
 
 def _said(key: str, word: str) -> str:
     return {
-        "mode": f"if it is {word} that you want" if word != "inference" else "if it only runs",
         "prefix_reuse": f"with {word} reuse of prompts",
         "ecosystem": "if only mature tools are accepted" if word == "mature" else "if young tools are accepted",
         "knowledge": {"weights": "if it must know by heart", "documents": "if documents supply the facts"}.get(
@@ -105,7 +107,7 @@ def _numbers(decision: Decision, family: Family) -> Iterator[Flip]:
             continue
         for end in (low, high):
             flip = _nearest(work, family, key, now, end)
-            if flip is not None:
+            if flip is not None and flip.distance <= FAR[key]:
                 yield flip
 
 

@@ -164,6 +164,11 @@ def say_tokens(count: int | str) -> str:
     return f"{count:,}" if count < 10_000 else f"{count / 1024:,.0f}k"
 
 
+def say_length(count: int | str) -> str:
+    """A sequence for a reader: "128k tokens", or that it has no end."""
+    return f"{say_tokens(count)} tokens" if isinstance(count, int) else "an endless input"
+
+
 def say_bytes(size: float) -> str:
     """Bytes for a reader, in decimal units as cards are sold: "20.9 GB"."""
     for scale, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):

@@ -10,7 +10,7 @@ scarce. Their price is that every expert lies in memory.
 
 from archcompass.advisor.reading import Reading
 from archcompass.advisor.rules.base import Evidence, Finding, Rule, Term, bounded
-from archcompass.advisor.units import say_bytes, say_tokens
+from archcompass.advisor.units import say_bytes
 
 EVIDENCE = (
     Evidence(
@@ -159,8 +159,9 @@ def _reason(reading: Reading) -> str:
         )
     if reading.closed_book > 0.4:
         return f"{work.breadth} questions gain from many experts: facts follow all parameters, speed the active ones"
-    where = ", and documents supply the facts" if work.knowledge == "documents" else ""
-    return f"{work.breadth} questions gain little from experts{where}; {say_tokens(work.context)} tokens do not ask for them"
+    if work.knowledge == "documents":
+        return f"documents supply the facts, so {work.breadth} questions ask less of the weights; experts would bring speed"
+    return f"{work.breadth} questions gain little from experts: a dense model knows enough and reasons better for its memory"
 
 
 BOTTOMLESS_KNOWLEDGE = Rule("bottomless-knowledge", "moe", strength, explain)

@@ -8,7 +8,7 @@ A few layers of attention keep recall, the rest keep the memory flat. The best s
 from archcompass.advisor.reading import Reading
 from archcompass.advisor.rules.base import Evidence, Finding, Rule, Term, bounded
 from archcompass.advisor.rules.bottomless_knowledge import expert_core
-from archcompass.advisor.units import say_tokens
+from archcompass.advisor.units import say_length, say_tokens
 
 EVIDENCE = (
     Evidence(
@@ -125,14 +125,15 @@ def explain(reading: Reading) -> Finding:
 
 def _reason(reading: Reading) -> str:
     work = reading.workload
-    load = f"{say_tokens(work.context)} tokens x {work.concurrency:,} sequences"
+    load = f"{say_length(work.context)} x {work.concurrency:,} sequences"
     if work.concurrency == 1:
-        load = f"{say_tokens(work.context)} tokens"
+        load = say_length(work.context)
+    outweighs = "outweigh" if isinstance(work.context, int) else "outweighs"
     if reading.tall < 0.5:
         return f"{load} are within reach of plain attention; two kinds of layers would buy little"
     if work.recall in ("high", "exact"):
-        return f"{load} outweigh the weights, and answers must be exact: a few attention layers look up, the rest stay flat"
-    return f"{load} outweigh the weights: a few attention layers keep the recall, the rest keep the memory flat"
+        return f"{load} {outweighs} the weights, and answers must be exact: a few attention layers look up, the rest stay flat"
+    return f"{load} {outweighs} the weights: a few attention layers keep the recall, the rest keep the memory flat"
 
 
 HYBRIDS = Rule("hybrids", "hybrid", strength, explain)

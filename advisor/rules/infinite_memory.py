@@ -7,7 +7,7 @@ True for cost: the state is flat. False for anything that needs exact lookup, wh
 
 from archcompass.advisor.reading import Reading
 from archcompass.advisor.rules.base import Evidence, Finding, Rule, Term, bounded
-from archcompass.advisor.units import say_tokens
+from archcompass.advisor.units import say_length, say_tokens
 
 FORGETS = {"none": 0.0, "low": 0.1, "medium": 0.4, "high": 0.85, "exact": 1.0}
 """What a need for recall takes away. Pure Mamba: 9 % of BABILong at 4k, IMDB 48.8 against 84.1 for attention."""
@@ -128,7 +128,7 @@ def explain(reading: Reading) -> Finding:
 
 def _reason(reading: Reading) -> str:
     work = reading.workload
-    length = f"{say_tokens(work.context)} tokens"
+    length = say_length(work.context)
     if FORGETS[work.recall] >= 0.85:
         return (
             f"a constant state would be cheap, but recall is {work.recall} and a fixed state cannot be trusted to quote"

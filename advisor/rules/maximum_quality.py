@@ -9,7 +9,7 @@ comparisons hybrids are as good or better there, and the evidence below says so.
 
 from archcompass.advisor.reading import Reading
 from archcompass.advisor.rules.base import Evidence, Finding, Rule, Term, bounded
-from archcompass.advisor.units import say_tokens
+from archcompass.advisor.units import say_length, say_tokens
 
 EVIDENCE = (
     Evidence(
@@ -123,7 +123,9 @@ def explain(reading: Reading) -> Finding:
 def _reason(reading: Reading) -> str:
     work = reading.workload
     if reading.short < 0.5:
-        return f"short-range exactness and mature tools speak for a transformer, but you read {say_tokens(work.context)} tokens"
+        return (
+            f"short-range exactness and mature tools speak for a transformer, but you read {say_length(work.context)}"
+        )
     if reading.heavy > 0.5:
         return (
             f"{say_tokens(work.context)} tokens are short, but {work.concurrency:,} sequences at once make the caches "

@@ -36,22 +36,25 @@ TRAINING_MFU = {"dense": 0.40, "experts": 0.18}
 
 
 def adapter_memory(spec: ModelSpec, request: Request, hardware: Hardware) -> Memory:
-    """The ledger of fine-tuning by adapters: `request.batch` sequences of `request.prompt` tokens in a step."""
+    """The ledger of fine-tuning by adapters: `request.batch` sequences of `request.prompt` tokens in a step.
+
+    Several cards share the weights and the sequences (fully sharded data parallel).
+    """
     frozen = memory(spec, replace(request, generate=0, prompt=1, batch=1, mode="inference"), hardware)
     adapters = ADAPTER_SHARE * spec.parameters().matrix * ADAPTER_BYTES
     activations = _recomputed(spec, request)
     cards = hardware.count
-    per_card = frozen.weights_bytes / cards + adapters / cards + activations
+    per_card = (frozen.weights_bytes + adapters + activations) / cards
     overhead = frozen.detail["context of the device"] / cards + 0.02 * per_card
     return Memory(
         weights_bytes=frozen.weights_bytes,
         state_bytes=0.0,
-        activation_bytes=activations * cards,
+        activation_bytes=activations,
         training_bytes=adapters,
         overhead_bytes=overhead * cards,
         per_card_bytes=per_card + overhead,
         capacity_bytes=float(hardware.memory_bytes),
-        detail={"frozen weights": frozen.weights_bytes, "adapters": adapters, "activations": activations * cards},
+        detail={"frozen weights": frozen.weights_bytes, "adapters": adapters, "activations": activations},
         notes=("weights are frozen; adapters of 1 % are trained beside them (QLoRA)",),
     )
 

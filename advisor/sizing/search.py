@@ -136,10 +136,15 @@ def fits(style: Style, shape: Shape, ask: Ask, precision: str) -> bool:
 
 def ledger(style: Style, shape: Shape, ask: Ask, precision: str) -> Memory:
     """Memory of a rung under the whole load."""
-    spec, request = build_spec(style, shape), ask.request(precision)
     if ask.reading.workload.mode == "finetuning":
-        return adapter_memory(spec, request, ask.hardware)
-    return _ledger(style, shape, request, ask.hardware)
+        return held_by(build_spec(style, shape), ask, precision)
+    return _ledger(style, shape, ask.request(precision), ask.hardware)
+
+
+def held_by(spec: ModelSpec, ask: Ask, precision: str) -> Memory:
+    """Memory of any model under the whole load."""
+    of = adapter_memory if ask.reading.workload.mode == "finetuning" else memory
+    return of(spec, ask.request(precision), ask.hardware)
 
 
 @lru_cache(maxsize=4096)
@@ -150,7 +155,7 @@ def _ledger(style: Style, shape: Shape, request: Request, hardware: Hardware) ->
 EASE = (1.0, 4.0, 16.0, 64.0)
 """Steps by which limits that nobody asked for give way when even a decent model misses them."""
 
-DECENT_PARAMETERS = {"language": 1e9, "signal": 1e5}
+DECENT_PARAMETERS = {"language": 3e9, "signal": 1e5}
 """Active parameters below which a limit that nobody asked for is not worth shrinking the model any more."""
 
 
