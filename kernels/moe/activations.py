@@ -71,13 +71,15 @@ class Activation:
         if not self.gated:
             return self._pointwise_backward(grad, x)
         gate, up = self._clamped(x)
-        d_gate = self._pointwise_backward(grad * (up + self.up_offset), gate)
-        d_up = grad * self._pointwise(gate)
+        result = torch.empty_like(x)
+        d_gate, d_up = result.chunk(2, dim=-1)
+        d_gate.copy_(self._pointwise_backward(grad * (up + self.up_offset if self.up_offset else up), gate))
+        torch.mul(grad, self._pointwise(gate), out=d_up)
         if self.limit is not None:
             raw_gate, raw_up = x.chunk(2, dim=-1)
-            d_gate = d_gate * (raw_gate <= self.limit)
-            d_up = d_up * (raw_up.abs() <= self.limit)
-        return torch.cat((d_gate, d_up), dim=-1)
+            d_gate *= raw_gate <= self.limit
+            d_up *= raw_up.abs() <= self.limit
+        return result
 
     def _clamped(self, x: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = x.chunk(2, dim=-1)

@@ -22,6 +22,8 @@ from archcompass.kernels.moe.cost import moe_cost
 
 GROUPED_MM: Any = getattr(functional, "grouped_mm", None)  # public since torch 2.10
 
+CACHED_ELEMENTS = 2**22  # float32 activations beyond which going expert by expert is 2 to 6 per cent faster
+
 
 def moe_grouped(
     x: Tensor,
@@ -225,6 +227,9 @@ def _forward(
     rows = x.index_select(0, groups.token)
     if scale_input:
         rows *= weights.flatten()[groups.order, None]
+    if x.dtype == torch.float32 and not keep and rows.shape[0] * gate_up.shape[1] > CACHED_ELEMENTS:
+        out = _one_by_one(rows, gate_up, down, gate_up_bias, down_bias, act, groups)
+        return _combine(out, groups.order, experts.shape, None if scale_input else weights), x.new_empty(0, 0)
     before = _multiply(rows, gate_up.transpose(1, 2), gate_up_bias, groups)
     out = _multiply(act(before), down.transpose(1, 2), down_bias, groups)
     result = _combine(out, groups.order, experts.shape, None if scale_input else weights)
@@ -276,6 +281,23 @@ def _by_expert(experts: Tensor, count: int) -> Groups:
     return Groups(order, order // experts.shape[1], chosen, ends)
 
 
+def _one_by_one(
+    rows: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    gate_up_bias: Tensor | None,
+    down_bias: Tensor | None,
+    act: Activation,
+    groups: Groups,
+) -> Tensor:
+    """Both products of one expert before the next, whose inner activations then stay in the cache."""
+    out = rows.new_empty(rows.shape[0], down.shape[1])
+    for expert, span in groups.runs():
+        inner = act(linear(rows[span], gate_up[expert], _row(gate_up_bias, expert)))
+        torch.mm(inner, down[expert].t(), out=out[span])
+    return out if down_bias is None else out.add_(down_bias[groups.chosen])
+
+
 def _multiply(rows: Tensor, matrices: Tensor, bias: Tensor | None, groups: Groups) -> Tensor:
     """Each row times the [K, N] matrix of its expert, plus its expert's bias."""
     if _takes_grouped_mm(rows, matrices):
@@ -297,9 +319,13 @@ def _takes_grouped_mm(rows: Tensor, matrices: Tensor) -> bool:
 
 def _weight_gradients(left: Tensor, right: Tensor, like: Tensor, groups: Groups) -> Tensor:
     """Σ over an expert's rows of leftᵀ right; zeros for an idle expert."""
-    total = torch.zeros_like(like, memory_format=torch.contiguous_format)
+    total = torch.empty_like(like, memory_format=torch.contiguous_format)
+    idle = set(range(total.shape[0]))
     for expert, span in groups.runs():
         torch.mm(left[span].t(), right[span], out=total[expert])
+        idle.remove(expert)
+    for expert in idle:
+        total[expert].zero_()
     return total
 
 
