@@ -66,7 +66,7 @@ class RGLRU(Block):
         return [
             gemm(step, "input projection", rows, width, 2 * channels),
             convolution(step, channels, self.conv1d_width, bias=True),
-            gemm(step, "gates", rows, block, 2 * block, count=self.num_attention_heads),
+            gemm(step, "gates", rows, block, 2 * block).together(self.num_attention_heads),
             pointwise(step, "decay and input", rows * channels, reads=3, writes=2),
             diagonal_recurrence(step, "recurrence", channels),
             pointwise(step, "output gate", rows * channels, reads=2),
