@@ -1,8 +1,8 @@
 """What training costs: adapters on frozen weights (fine-tuning), and the tokens and days of training from nothing.
 
 Fine-tuning is taken as QLoRA (Dettmers et al., arXiv 2305.14314): weights frozen in their format, low-rank adapters beside
-every matrix in 16 bits, activations computed again in the backward pass. Checked: 7-8B at 2 x 2048 tokens takes 7.4 GB
-(torchtune).
+every matrix in 16 bits, activations computed again in the backward pass. Measured for 7-8B models: 6 to 14 GB, at 2 x 2048
+tokens 7.4 GB with a chunked loss (torchtune); this ledger says 11 GB there.
 """
 
 from __future__ import annotations
