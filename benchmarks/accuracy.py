@@ -1,6 +1,6 @@
 """How well predictions meet measurements on this machine: calibrate, predict, measure, row by row.
 
-    OMP_NUM_THREADS=1 python benchmarks/accuracy.py [--seconds 8] [--quick] [--table FILE]
+    OMP_NUM_THREADS=1 python benchmarks/accuracy.py [--seconds 8] [--quick] [--table FILE] [--keep-table FILE]
 
 Fourteen models of all families, from 20M to 1B parameters: prefill at three lengths, decode at three depths, a training step.
 Prints a row for each and the errors over all, and writes benchmarks/results/accuracy-<machine>.json with versions and the load
@@ -27,6 +27,7 @@ from archcompass.errors import ArchcompassError
 from archcompass.profiles.calibrate import calibrate
 from archcompass.profiles.efficiency import Efficiency, from_json
 from archcompass.profiles.hardware import Hardware, find
+from archcompass.profiles.measure.clock import repeat
 from archcompass.profiles.measure.model import measure
 from archcompass.profiles.predict import predict
 from archcompass.profiles.request import Request
@@ -103,16 +104,31 @@ def rows_of(spec: ModelSpec, table: Efficiency, here: Hardware, seconds: float, 
     for length in LENGTHS[:1] if quick else LENGTHS:
         rows += compared(spec, Request(prompt=length, generate=24), table, here, seconds)
     if spec.parameters().total <= TRAINED_PARAMETERS:
-        trained = Request(prompt=TRAINED_TOKENS, generate=0, mode="training", precision="fp32")
+        trained = Request(prompt=TRAINED_TOKENS, generate=0, mode="training")
         rows += compared(spec, trained, table, here, seconds)
     return rows
+
+
+def pace() -> dict[str, float]:
+    """Milliseconds of two fixed jobs, one bound by arithmetic and one by memory: how fast the machine is right now."""
+    square, rows = torch.ones(1024, 1024, dtype=torch.bfloat16), torch.ones(256, 1024, dtype=torch.bfloat16)
+    tall, one = torch.ones(32768, 1024, dtype=torch.bfloat16), torch.ones(1, 1024, dtype=torch.bfloat16)
+    jobs = {"prefill": (rows, square), "decode": (one, tall)}
+    cpu = torch.device("cpu")
+    found = {
+        name: repeat(lambda x=x, w=w: torch.nn.functional.linear(x, w), cpu, seconds=0.1, least=5).ms
+        for name, (x, w) in jobs.items()
+    }
+    return found | {"training": found["prefill"]}
 
 
 def compared(
     spec: ModelSpec, request: Request, table: Efficiency, here: Hardware, seconds: float
 ) -> list[dict[str, Any]]:
     """One question, measured and predicted for what was really run."""
+    before = pace()
     seen = measure(spec, request, here, seconds=seconds)
+    after = pace()
     made = predict(spec, seen.request, here, efficiency=table)
     phases = [("training" if request.training else "prefill", seen.prefill, made.prefill_ms)]
     phases += [("decode", seen.decode, made.decode_ms_per_token)]
@@ -122,7 +138,8 @@ def compared(
             "precision": request.precision, "source": seen.source,
             "measured_ms": round(times.ms, 3), "low_ms": round(times.low, 3), "high_ms": round(times.high, 3),
             "runs": len(times.runs), "outliers": times.outliers, "predicted_ms": round(foreseen, 3),
-            "ratio": round(foreseen / times.ms, 4), "activation_bytes": seen.activation_bytes,
+            "ratio": round(foreseen / times.ms, 4), "pace": round((before[phase] + after[phase]) / 2, 4),
+            "activation_bytes": seen.activation_bytes,
             "predicted_activation_bytes": round(made.memory.activation_bytes),
             "state_bytes": seen.state_bytes, "load": round(os.getloadavg()[0], 2),
         }
@@ -131,11 +148,18 @@ def compared(
     ]  # fmt: skip
 
 
-def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+def at_pace(rows: list[dict[str, Any]], calibrated: dict[str, float]) -> None:
+    """Adds to each row the ratio it would have had at the pace of the calibration: what a busy neighbour took is put back."""
+    for row in rows:
+        slower = row["pace"] / calibrated[row["phase"]]
+        row["ratio_at_pace"] = round(row["ratio"] * slower, 4)
+
+
+def summary(rows: list[dict[str, Any]], key: str) -> dict[str, dict[str, float]]:
     """Median and ninth decile of |ratio - 1|, by phase and over all."""
     found = {}
     for phase in ("prefill", "decode", "training", "all"):
-        errors = [abs(row["ratio"] - 1) for row in rows if phase in ("all", row["phase"])]
+        errors = [abs(row[key] - 1) for row in rows if phase in ("all", row["phase"])]
         if len(errors) > 1:
             p90 = quantiles(errors, n=10)[-1]
             found[phase] = {"rows": len(errors), "median_error": round(median(errors), 4), "p90_error": round(p90, 4)}
@@ -147,16 +171,18 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8.0, help="for each question")
     parser.add_argument("--quick", action="store_true", help="two models, one length")
     parser.add_argument("--table", type=Path, help="an efficiency table instead of calibrating now")
+    parser.add_argument("--keep-table", type=Path, help="where to write the table that was calibrated")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    load_before = os.getloadavg()[0]
+    load_before, paces = os.getloadavg()[0], [pace()]
     if arguments.table:
         table = from_json(json.loads(arguments.table.read_text()), where=arguments.table.name)
     else:
         table, _ = calibrate(
-            "cpu", progress=lambda share, text: print(f"\r{share:4.0%} {text:40s}", end="", file=sys.stderr)
+            "cpu", progress=lambda share, text: print(f"{share:4.0%} {text}", file=sys.stderr), keep=False
         )
-        print(file=sys.stderr)
+    paces.append(pace())
+    calibrated = {phase: (paces[0][phase] + paces[1][phase]) / 2 for phase in paces[0]}
     here, rows, failed = find("cpu"), [], {}
     print(f"{'model':24s} {'phase':9s} {'tokens':>6s} {'measured ms':>12s} {'predicted ms':>12s} {'ratio':>6s}")
     for spec in models(arguments.quick):
@@ -170,14 +196,19 @@ def main() -> None:
         for row in seen:
             shown = f"{row['measured_ms']:12.2f} {row['predicted_ms']:12.2f} {row['ratio']:6.2f}"
             print(f"{row['model']:24s} {row['phase']:9s} {row['tokens']:6d} {shown}", flush=True)
-    errors = summary(rows)
-    for phase, found in errors.items():
-        print(f"{phase:9s} {found['rows']:4.0f} rows  median {found['median_error']:.1%}  p90 {found['p90_error']:.1%}")
+    at_pace(rows, calibrated)
+    summaries = {key: summary(rows, key) for key in ("ratio", "ratio_at_pace")}
+    for key, errors in summaries.items():
+        print(key)
+        for phase, found in errors.items():
+            print(
+                f"{phase:9s} {found['rows']:4.0f} rows  median {found['median_error']:.1%}  p90 {found['p90_error']:.1%}"
+            )
     kept = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "machine": here.name,
         "threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version(),
         "clock": table.made.get("clock"), "load_before": round(load_before, 2), "load_after": round(os.getloadavg()[0], 2),
-        "summary": errors, "failed": failed, "rows": rows,
+        "pace_of_calibration_ms": calibrated, "summary": summaries, "failed": failed, "rows": rows,
     }  # fmt: skip
     target = arguments.out or RESULTS / f"accuracy-{file_name(here)}.json"
     target.parent.mkdir(parents=True, exist_ok=True)

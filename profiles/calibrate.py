@@ -15,6 +15,7 @@ def calibrate(
     progress: Callable[[float, str], None] | None = None,
     budget_seconds: float = 150.0,
     keep: bool = True,
+    dtypes: tuple[str, ...] = ("bf16", "fp32"),
 ) -> tuple[Efficiency, Path | None]:
     """(the table, where it was kept or None).
 
@@ -22,6 +23,7 @@ def calibrate(
         device: "cpu" or "cuda".
         progress: told (share done, what is measured now).
         budget_seconds: blocks that would begin later are left out and named in the table.
+        dtypes: which to measure; what is not measured is foreseen from the first.
         keep: write it to the user's cache directory, whole or not at all.
 
     Raises:
@@ -32,5 +34,5 @@ def calibrate(
     from archcompass.profiles.measure.model import silent
 
     hardware = this_machine(device)
-    table = measure(device, progress=progress or silent, budget_seconds=budget_seconds)
+    table = measure(device, progress=progress or silent, budget_seconds=budget_seconds, dtypes=dtypes)
     return table, tables.save(table, hardware) if keep else None

@@ -42,7 +42,7 @@ def this_cpu() -> Hardware:
         bandwidth_bytes_per_second=min(cores * _BANDWIDTH_PER_CORE, _BANDWIDTH_CEILING),
         flops={"fp32": fp32, "bf16": fp32 * widened, "fp16": fp32 * 0.5},
         is_cpu=True,
-        architecture=platform.machine(),
+        architecture=_generation(info),
         source=f"estimated from {cores} threads at {hertz / 1e9:.2f} GHz and their instruction set",
         confidence="estimate; archcompass calibrate measures it",
     )
@@ -72,6 +72,12 @@ def _cpuinfo() -> dict[str, str]:
     """Fields of the first processor that the kernel lists; empty where there is no such file."""
     pairs = re.findall(r"^([\w ]+?)\s*:\s*(.*)$", _read("/proc/cpuinfo").split("\n\n")[0], re.MULTILINE)
     return dict(pairs)
+
+
+def _generation(info: dict[str, str]) -> str:
+    """Instruction set, family and model: what tells two processors apart that a virtual machine calls by one name."""
+    numbers = [f"{field.split()[-1]} {info[field]}" for field in ("cpu family", "model") if field in info]
+    return " ".join([platform.machine(), *numbers])
 
 
 def _clock_hertz(info: dict[str, str]) -> float:

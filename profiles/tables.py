@@ -28,8 +28,8 @@ def file_name(hardware: Hardware, engine: Engine = "native") -> str:
         return f"{hardware.id}-{engine}"
     from archcompass.profiles.cpu import threads
 
-    model = re.sub(r"[^a-z0-9]+", "-", hardware.name.lower()).strip("-")
-    return f"cpu-{model}-{threads()}-{engine}"
+    model = re.sub(r"[^a-z0-9]+", "-", f"{hardware.name} {hardware.architecture}".lower()).strip("-")
+    return f"cpu-{model}-{threads()}-threads-{engine}"
 
 
 def efficiency_of(hardware: Hardware, engine: Engine = "native") -> Efficiency:

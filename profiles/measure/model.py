@@ -87,6 +87,10 @@ def measure(
     place = build.device_of(device)
     native = native_request(request)
     planned = shorten(spec, native, hardware, seconds)
+    if request.training and (planned is None or not _room(spec, planned, hardware, place)):
+        raise MeasurementError(
+            f"a training step of {spec.name} is too much for this machine; a prediction needs no --device"
+        )
     try:
         if planned is None or not _room(spec, planned, hardware, place):
             return measure_blocks(spec, native, hardware, place, seconds, progress)
@@ -101,7 +105,8 @@ def native_request(request: Request) -> Request:
 
 
 def shorten(spec: ModelSpec, request: Request, hardware: Hardware, seconds: float) -> Request | None:
-    """The longest prompt and generation, by halves, that should end in `seconds`; None when not even 64 tokens do."""
+    """The longest prompt and generation, by halves, that should end in `seconds`; None when not even 64 tokens do (a
+    training step is tried with sixteen)."""
     roomy = replace(hardware, memory_bytes=2**62)
     prompt = request.prompt
     while prompt > 16:
@@ -114,10 +119,10 @@ def shorten(spec: ModelSpec, request: Request, hardware: Hardware, seconds: floa
             if 4e-3 * each > 0.4 * seconds:
                 return None
             return replace(tried, generate=min(request.generate, steps, 64))
-        if prompt <= 64:
+        if prompt <= 64 and not request.training:
             return None
         prompt //= 2
-    return replace(request, generate=min(request.generate, 8))
+    return replace(request, prompt=prompt, generate=min(request.generate, 8))
 
 
 def _room(spec: ModelSpec, request: Request, hardware: Hardware, device: torch.device) -> bool:

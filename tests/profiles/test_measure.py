@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from archcompass.blocks.model.spec import ModelSpec
-from archcompass.errors import InputError
+from archcompass.errors import InputError, MeasurementError
 from archcompass.profiles.hardware import find
 from archcompass.profiles.ledger import memory
 from archcompass.profiles.measure import build
@@ -143,3 +143,9 @@ def test_fill_gives_ordinary_values_and_leaves_no_zeros() -> None:
     torch.nn.init.zeros_(layer.weight)
     build.fill(layer)
     assert layer.weight.std().item() == pytest.approx(0.02, rel=0.05)
+
+
+def test_a_training_step_that_no_memory_holds_is_refused_not_sampled(families: dict[str, ModelSpec]) -> None:
+    asked = Request(prompt=16, generate=0, mode="training", precision="fp32", batch=2**20)
+    with pytest.raises(MeasurementError, match="too much for this machine"):
+        measure(families["moe"], asked, find("cpu"), seconds=1)
