@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import exp
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -11,6 +11,7 @@ from archcompass.advisor.candidates import Candidate, candidate
 from archcompass.advisor.decide import Decision, Veto
 from archcompass.advisor.derived import HONEST_TOKENS, Quantity, derived
 from archcompass.advisor.notes import contradictions, notes
+from archcompass.advisor.pareto import Point, front
 from archcompass.advisor.published import Existing, existing
 from archcompass.advisor.rules import Finding
 from archcompass.advisor.sensitivity import Flip, flips
@@ -35,6 +36,7 @@ class Recommendation(BaseModel):
         notes, contradictions: sentences for the reader.
         hardware: the machine in a few figures.
         doubts: what lowered the confidence.
+        front: models no other of which is better, smaller and faster at once; only with high effort.
         refusal: one line when nothing fits, else None; `needs_bytes` and `nearest` say what would.
     """
 
@@ -54,6 +56,7 @@ class Recommendation(BaseModel):
     contradictions: list[str]
     hardware: dict[str, Any]
     doubts: list[str]
+    front: list[Point]
     refusal: str | None = None
     needs_bytes: float | None = None
     nearest: list[str] = []
@@ -64,12 +67,15 @@ class Recommendation(BaseModel):
         return self.candidates[0]
 
 
-def recommend(workload: Workload, *, quick: bool = False) -> Recommendation:
+def recommend(
+    workload: Workload, *, quick: bool = False, effort: Literal["normal", "high"] = "normal"
+) -> Recommendation:
     """Rules, sizes and predictions for all four families.
 
     Args:
         workload: what is wanted.
         quick: leaves out `flips` and `published`.
+        effort: "high" adds `front`.
 
     Raises:
         InputError: the card is not known, or cannot be.
@@ -95,6 +101,7 @@ def recommend(workload: Workload, *, quick: bool = False) -> Recommendation:
         contradictions=said,
         hardware=machine(decision),
         doubts=doubts,
+        front=front(decision.ask, sizes) if effort == "high" else [],
         refusal=refused,
         needs_bytes=needs,
         nearest=nearest,

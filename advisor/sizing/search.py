@@ -163,33 +163,40 @@ def easing(style: Style, decent: Shape, ask: Ask, precision: str) -> float:
     """How far limits that nobody asked for must give way for a decent model to meet them."""
     if not ask.serves:
         return 1.0
-    found = times(build_spec(style, decent), ask, precision)
+    found = times(style, decent, ask, precision)
     return next((ease for ease in EASE if not misses(found, ask, ease)), EASE[-1])
 
 
 def in_times(style: Style, shape: Shape, ask: Ask, precision: str, ease: float = 1.0) -> bool:
     """Whether a rung that fits meets the times; when it is trained, whether that ends in time."""
-    spec = build_spec(style, shape)
     if not ask.serves:
-        return training_days(spec, ask) <= days_allowed(ask)
-    found = times(spec, ask, precision)
-    return found.load.fits and not misses(found, ask, ease)
+        return training_days(build_spec(style, shape), ask) <= days_allowed(ask)
+    if ask.first_token_ms is None and ask.step_ms is None:
+        return True
+    load = Times(first_token=None, load=_predict(style, shape, ask.request(precision), ask.hardware))
+    if not load.load.fits or misses(load, ask, ease):
+        return False
+    return not misses(times(style, shape, ask, precision), ask, ease)
 
 
-def times(spec: ModelSpec, ask: Ask, precision: str) -> Times:
-    """What the predictor says; only what a limit asks for is computed."""
-    first = predict(spec, ask.first_token_request(precision), ask.hardware) if ask.first_token_ms is not None else None
-    return Times(first_token=first, load=predict(spec, ask.request(precision), ask.hardware))
+def times(style: Style, shape: Shape, ask: Ask, precision: str) -> Times:
+    """What the predictor says; the first token only where a limit asks for it."""
+    load = _predict(style, shape, ask.request(precision), ask.hardware)
+    if ask.first_token_ms is None:
+        return Times(first_token=None, load=load)
+    return Times(first_token=_predict(style, shape, ask.first_token_request(precision), ask.hardware), load=load)
+
+
+@lru_cache(maxsize=1024)
+def _predict(style: Style, shape: Shape, request: Request, hardware: Hardware) -> Prediction:
+    return predict(build_spec(style, shape), request, hardware)
 
 
 def misses(found: Times, ask: Ask, ease: float = 1.0) -> dict[str, float]:
     """Limits that are not met, and by what factor; those nobody asked for are `ease` times as wide."""
     limits = {
         "ttft_ms": (found.first_token_ms, _eased(ask.first_token_ms, ask.is_users_own("ttft_ms"), ease)),
-        "step_ms": (
-            found.paced_ms(ask),
-            _eased(ask.step_ms, ask.is_users_own("step_ms"), ease),
-        ),
+        "step_ms": (found.paced_ms(ask), _eased(ask.step_ms, ask.is_users_own("step_ms"), ease)),
     }
     return {
         name: took / limit
@@ -212,11 +219,21 @@ def _active(style: Style, shape: Shape) -> int:
 
 def _last(rungs: tuple[Shape, ...], holds: Callable[[Shape], bool]) -> int:
     """Index of the last rung for which `holds`, which once false stays false; 0 when it never holds."""
-    low, high = 0, len(rungs)
+    if holds(rungs[-1]):
+        return len(rungs) - 1
+    low, high = 0, len(rungs) - 1
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if holds(rungs[middle]) else (low, middle)
     return low
+
+
+def _reach(rungs: tuple[Shape, ...], holds: Callable[[Shape], bool]) -> int:
+    """As `_last`, for a rung that is near: steps of doubling length, then bisection."""
+    low, step = 0, 1
+    while low + step < len(rungs) and holds(rungs[low + step]):
+        low, step = low + step, 2 * step
+    return low + _last(rungs[low : low + step], holds)
 
 
 def _better_precision(
@@ -232,7 +249,7 @@ def _better_precision(
 
     for precision in reversed(ask.precisions[1:]):
         if holds(rungs[0]):
-            return rungs[_last(rungs, holds) if grows else 0], precision
+            return rungs[_reach(rungs, holds) if grows else 0], precision
     return rungs[0], ask.precisions[0]
 
 
@@ -256,7 +273,7 @@ def _smallest(style: Style, ask: Ask) -> Sized:
 def _finish(style: Style, shape: Shape, ask: Ask, precision: str, bound: str, last_resort: bool = False) -> Sized:
     spec = build_spec(style, shape)
     held = ledger(style, shape, ask, precision)
-    found = times(spec, ask, precision) if ask.serves else None
+    found = times(style, shape, ask, precision) if ask.serves else None
     return Sized(
         style=style,
         shape=shape,

@@ -214,6 +214,18 @@ def test_published_models_say_whether_they_fit_and_why() -> None:
     assert not recommend(Workload(task="detect", stream=True, gpu="l4")).published
 
 
+def test_nothing_on_the_front_is_beaten_and_the_best_quality_is_on_it() -> None:
+    answer = recommend(Workload(context="16k", gpu="l40s", concurrency=4), quick=True, effort="high")
+    assert len(answer.front) > 3
+    for one in answer.front:
+        assert not any(
+            other.quality > one.quality and other.memory_bytes < one.memory_bytes and other.per_user > one.per_user
+            for other in answer.front
+        )
+    best = max(c.quality["dense_equivalent_parameters"] for c in answer.candidates if c.fits)
+    assert answer.front[0].quality == pytest.approx(best)
+
+
 def test_recommend_imports_no_torch() -> None:
     code = (
         "import sys; from archcompass.advisor.workload import Workload; from archcompass.advisor.recommend import recommend;"
