@@ -25,7 +25,7 @@ from archcompass.blocks.model.spec import ModelSpec
 from archcompass.blocks.zoo import names, published
 from archcompass.errors import ArchcompassError
 from archcompass.profiles.calibrate import calibrate
-from archcompass.profiles.efficiency import Efficiency, from_json
+from archcompass.profiles.efficiency import Efficiency, from_json, to_json
 from archcompass.profiles.hardware import Hardware, find
 from archcompass.profiles.measure.clock import repeat
 from archcompass.profiles.measure.model import measure
@@ -114,11 +114,16 @@ def pace() -> dict[str, float]:
     square, rows = torch.ones(1024, 1024, dtype=torch.bfloat16), torch.ones(256, 1024, dtype=torch.bfloat16)
     tall, one = torch.ones(32768, 1024, dtype=torch.bfloat16), torch.ones(1, 1024, dtype=torch.bfloat16)
     jobs = {"prefill": (rows, square), "decode": (one, tall)}
+    few = [torch.ones(1, 1024, dtype=torch.bfloat16) for _ in range(2)]
+
+    def run(x: torch.Tensor, weight: torch.Tensor) -> None:
+        torch.nn.functional.linear(x, weight)
+        if x.shape[0] == 1:
+            for _ in range(200):
+                few[0].add(few[1])
+
     cpu = torch.device("cpu")
-    found = {
-        name: repeat(lambda x=x, w=w: torch.nn.functional.linear(x, w), cpu, seconds=0.1, least=5).ms
-        for name, (x, w) in jobs.items()
-    }
+    found = {name: repeat(lambda job=job: run(*job), cpu, seconds=0.15, least=5).ms for name, job in jobs.items()}
     return found | {"training": found["prefill"]}
 
 
@@ -179,8 +184,13 @@ def main() -> None:
         table = from_json(json.loads(arguments.table.read_text()), where=arguments.table.name)
     else:
         table, _ = calibrate(
-            "cpu", progress=lambda share, text: print(f"{share:4.0%} {text}", file=sys.stderr), keep=False
+            "cpu",
+            progress=lambda share, text: print(f"{share:4.0%} {text}", file=sys.stderr),
+            budget_seconds=900,
+            keep=False,
         )
+        if arguments.keep_table:
+            arguments.keep_table.write_text(json.dumps(to_json(table)) + "\n", encoding="utf-8")
     paces.append(pace())
     calibrated = {phase: (paces[0][phase] + paces[1][phase]) / 2 for phase in paces[0]}
     here, rows, failed = find("cpu"), [], {}
