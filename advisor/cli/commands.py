@@ -42,6 +42,7 @@ COMMANDS = {
     "verify": Command(
         "convert", "Round trip, parameters, FLOPs, state, decode equals forward; exit 1 on a difference."
     ),
+    "train": Command("train", "A short honest training run: loss curve, held-out loss, tokens/s, memory, checkpoints."),
     "calibrate": Command(
         "calibrate", "Measure this machine and write its efficiency table, which later predictions for it use."
     ),

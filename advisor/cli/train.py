@@ -1,0 +1,131 @@
+"""`train`: a short honest training run of a model, or of a smaller one made of the same layers."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from archcompass.advisor.cli.app import app
+from archcompass.advisor.cli.flags import AsJson
+from archcompass.advisor.cli.output import console, print_json, progress
+
+STOPPED = 130
+"""Exit code of a run that Ctrl-C ended, as shells have it."""
+
+
+def _flag(name: str, help: str) -> Any:
+    return typer.Option(name, help=help, show_default=False)
+
+
+@app.command()
+def train(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A model's YAML, config.json, its folder, or a published name.")
+    ],
+    data: Annotated[Path, typer.Option("--data", help="Text; of .jsonl the texts under 'text'.", show_default=False)],
+    steps: Annotated[int, typer.Option("--steps", help="Optimizer steps in all.")] = 100,
+    scale: Annotated[
+        str | None, _flag("--scale", "Train the same design at so many parameters: 300k, 1M. Each layer kind stays.")
+    ] = None,
+    layers: Annotated[str | None, _flag("--layers", "Another pattern of the same blocks: '2*(mamba mlp)'.")] = None,
+    batch: Annotated[int | None, _flag("--batch", "Sequences per step [8].")] = None,
+    sequence: Annotated[int | None, _flag("--sequence", "Tokens per sequence [256].")] = None,
+    learning_rate: Annotated[float | None, _flag("--learning-rate", "The highest, after warm-up [0.001].")] = None,
+    warmup: Annotated[int | None, _flag("--warmup", "Steps of warm-up [a tenth].")] = None,
+    seed: Annotated[int | None, _flag("--seed", "Of weights and order of the data [0].")] = None,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    precision: Annotated[str | None, _flag("--precision", "fp32 or bf16 [fp32 on cpu, bf16 on cuda].")] = None,
+    tokenizer: Annotated[Path | None, _flag("--tokenizer", "A tokenizer.json; else a token is a byte.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder for checkpoints.", show_default=False)] = None,
+    keep_every: Annotated[int | None, _flag("--keep-every", "Steps between checkpoints [a tenth].")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the folder's last checkpoint.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """A short honest training run: loss curve, held-out loss, tokens/s, memory, checkpoints.
+
+    AdamW, warm-up and cosine. Ctrl-C ends it after the step at hand, with a checkpoint; the same command with --resume goes on
+    as if it had never stopped. Started by torchrun it shares each batch among the processes.
+
+    Examples:
+
+        archcompass train jamba-v0.1 --scale 300k --data README.md --steps 50
+
+        archcompass train out/model.yaml --data corpus.jsonl --steps 2000 --device cuda -o run/
+    """
+    from archcompass.advisor.report.training import show
+    from archcompass.blocks.model.files import load
+    from archcompass.profiles.training.plan import Plan
+    from archcompass.profiles.training.run import train as run
+
+    plan = Plan.asked(
+        steps=steps,
+        batch=batch,
+        sequence=sequence,
+        learning_rate=learning_rate,
+        warmup=warmup,
+        seed=seed,
+        keep_every=keep_every,
+        precision=precision or ("bf16" if device.startswith("cuda") else "fp32"),
+    )
+    design = load(model)
+    spec = design if layers is None else design.with_layers(layers)
+    spec = spec if scale is None else _scaled(spec, scale, is_bytes=tokenizer is None)
+    with progress(f"training {spec.name}", quiet=as_json) as update, _interrupts() as stopped:
+        report = run(
+            spec,
+            data,
+            plan,
+            device=device,
+            tokenizer=tokenizer,
+            folder=out,
+            resume=resume,
+            reduced_from=design.parameters().total if spec != design else None,
+            progress=update,
+            stopped=stopped,
+        )
+        was_stopped = stopped()
+    told = report.model_dump(mode="json")
+    if os.environ.get("RANK", "0") == "0":
+        print_json(told) if as_json else show(told)
+    if was_stopped:
+        kept = f"{report.checkpoint} is kept; --resume goes on" if report.checkpoint else "nothing is kept (no -o)"
+        console(error=True).print(f" Stopped after step {report.steps}: {kept}", markup=False)
+        raise typer.Exit(STOPPED)
+
+
+def _scaled(spec: Any, text: str, *, is_bytes: bool) -> Any:
+    from archcompass.advisor.units import split
+    from archcompass.errors import InputError
+    from archcompass.profiles.training.data import BYTES
+    from archcompass.profiles.training.reduce import reduced
+
+    try:
+        number, unit = split(text)
+        parameters = int(number * {"": 1, "k": 1e3, "m": 1e6, "b": 1e9}[unit])
+    except (InputError, KeyError, OverflowError, ValueError):
+        raise InputError(f"--scale is {text[:40]!r}; write a number of parameters, such as 300k or 1M") from None
+    if parameters < 1:
+        raise InputError(f"--scale is {text[:40]!r}; it must be at least 1, such as 300k")
+    return reduced(spec, parameters, vocab_size=BYTES if is_bytes else None)
+
+
+@contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C asks the run to end after its step; a second one ends it at once."""
+    asked: list[int] = []
+
+    def ask(number: int, _frame: object) -> None:
+        asked.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGINT, before)
