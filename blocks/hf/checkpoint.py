@@ -55,6 +55,7 @@ def load_pretrained(folder: str | Path) -> LanguageModel:
     model = LanguageModel.from_spec(spec, device="meta")
     expected = model.state_dict()
     model.load_state_dict(_filled(shards, table, expected), assign=True)
+    _start_counters(model, expected)
     _check_whole(model)
     return model.eval()
 
@@ -217,6 +218,14 @@ def _tensor(shards: Shards, weight: Weight, expected: Mapping[str, Tensor]) -> T
             f"the configuration says {list(shape)}"
         )
     return tensor
+
+
+def _start_counters(model: LanguageModel, saved: Container[str]) -> None:
+    """Buffers that no checkpoint keeps count what a run does; they start at zero."""
+    for name, buffer in list(model.named_buffers()):
+        if name not in saved and buffer.is_meta:
+            home, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(home), leaf, torch.zeros_like(buffer, device="cpu"))
 
 
 def _check_whole(model: LanguageModel) -> None:

@@ -502,7 +502,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
-WITHOUT_A_CLASS = {"retnet", "rwkv6", "rwkv7", "minimax_m1", "llama4"}
+WITHOUT_A_CLASS = {"retnet", "rwkv6", "rwkv7", "minimax_m1", "llama4", "kimi_k2"}
 """Model types that transformers cannot make alone: the authors' code stands in, or the class of another type."""
 
 TOLERANCE = 1e-4

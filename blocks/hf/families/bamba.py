@@ -27,6 +27,7 @@ def read(fields: Fields) -> ModelSpec:
     depth = fields.integer("num_hidden_layers")
     rope = read_rope(fields).model_copy(update={"partial_rotary_factor": 0.5})
     attention = read_attention(fields, kv_heads=8, qkv_bias=fields.flag("attention_bias", False), rope=rope)
+    fields.expect("attn_rotary_emb", attention.head_dim // 2)
     mamba, mlp = read_mamba(fields, eps=1e-5), read_mlp(fields)
     indices = set(fields.sequence("attn_layer_indices", []))
     kinds = fields.sequence("layers_block_type", None)

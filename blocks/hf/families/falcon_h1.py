@@ -13,7 +13,7 @@ from archcompass.blocks.gated_mlp.spec import GatedMLP
 from archcompass.blocks.hf import parts
 from archcompass.blocks.hf.families.bamba import read_mamba, write_mamba
 from archcompass.blocks.hf.families.llama import assemble, read_attention, read_mlp, write_mlp, written
-from archcompass.blocks.hf.families.mamba2 import NUMERICS_NEUTRAL
+from archcompass.blocks.hf.families.mamba2 import NUMERICS_NEUTRAL, STARTING_VALUES
 from archcompass.blocks.hf.family import Family, Part, first, places
 from archcompass.blocks.hf.fields import Fields
 from archcompass.blocks.hf.weights import Weight, same
@@ -123,5 +123,5 @@ FAMILY = Family(
     read=read,
     write=write,
     weights=weights,
-    no_effect=NUMERICS_NEUTRAL,
+    no_effect=(*NUMERICS_NEUTRAL, *STARTING_VALUES, "mlp_expansion_factor", "attn_layer_indices"),
 )

@@ -164,5 +164,5 @@ FAMILY = Family(
     write=write,
     weights=weights,
     aliases={"layers_block_type": "layer_types"},
-    no_effect=NUMERICS_NEUTRAL,
+    no_effect=(*NUMERICS_NEUTRAL, "init_method"),
 )

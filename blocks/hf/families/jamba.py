@@ -26,6 +26,7 @@ from archcompass.errors import ConversionError
 def read(fields: Fields) -> ModelSpec:
     """The model of a Jamba configuration."""
     fields.expect("sliding_window")
+    fields.expect("mamba_inner_layernorms", True)
     attention = read_attention(fields, kv_heads=8, rope=None)
     mamba, mlp, moe = _mamba(fields), read_mlp(fields), _experts(fields)
     period, offset = fields.integer("attn_layer_period", 8), fields.integer("attn_layer_offset", 4)
@@ -136,5 +137,12 @@ FAMILY = Family(
     write=write,
     weights=weights,
     aliases={"num_local_experts": "num_experts"},
-    no_effect=(*NUMERICS_NEUTRAL, *WAYS_TO_COMPUTE, "layers_block_type", "layers_num_experts", "layer_types"),
+    no_effect=(
+        *NUMERICS_NEUTRAL,
+        *WAYS_TO_COMPUTE,
+        "layers_block_type",
+        "layers_num_experts",
+        "layer_types",
+        "calc_logits_for_entire_prompt",
+    ),
 )

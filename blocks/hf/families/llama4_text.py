@@ -41,7 +41,7 @@ def read(fields: Fields) -> ModelSpec:
 def _attention(fields: Fields, turn: int, kind: str) -> Attention:
     rope = read_rope(fields, theta=500000.0, interleaved=True)
     chunk = fields.integer("attention_chunk_size", 8192)
-    normed, tuned = fields.flag("use_qk_norm", True), fields.flag("attn_temperature_tuning", True)
+    normed, tuned = fields.flag("use_qk_norm", True), bool(fields.take("attn_temperature_tuning", True))
     floor, scale = fields.number("floor_scale", 8192), fields.number("attn_scale", 0.1)
     options: dict[str, Any] = {"rope": rope if turn else None, "qkv_bias": fields.flag("attention_bias", False)}
     if kind == "chunked_attention":

@@ -20,6 +20,13 @@ def read(fields: Fields) -> ModelSpec:
     """The model of a Mamba configuration; the head is tied unless it says otherwise."""
     fields.expect("hidden_act", "silu", "swish")
     width = fields.integer("hidden_size")
+    for key, said in (
+        ("d_model", width),
+        ("n_layer", fields.integer("num_hidden_layers")),
+        ("rms_norm", True),
+        ("ssm_cfg", {}),
+    ):
+        fields.expect(key, said)
     inner = int(fields.number("expand", 2) * width)
     mixer = Mamba(
         intermediate_size=fields.integer("intermediate_size", inner),
@@ -68,7 +75,14 @@ def weights(spec: ModelSpec) -> Iterator[Weight]:
             yield from parts.mamba(f"{place.ours}.block", f"{theirs}.mixer", place.block)
 
 
-WAYS_TO_COMPUTE = ("use_mambapy", "use_associative_scan", "use_mamba_kernels", "use_falcon_mambapy")
+WAYS_TO_COMPUTE = (
+    "fused_add_norm",
+    "pad_vocab_size_multiple",
+    "use_mambapy",
+    "use_associative_scan",
+    "use_mamba_kernels",
+    "use_falcon_mambapy",
+)
 """Keys that choose one of several implementations of the same scan."""
 
 FAMILY = Family(
@@ -77,5 +91,6 @@ FAMILY = Family(
     read=read,
     write=write,
     weights=weights,
+    aliases={"d_inner": "intermediate_size"},
     no_effect=tuple(key for key in (*STARTING_VALUES, *NUMERICS_NEUTRAL, *WAYS_TO_COMPUTE) if key != "time_step_rank"),
 )

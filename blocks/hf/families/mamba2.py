@@ -31,6 +31,7 @@ NUMERICS_NEUTRAL = ("chunk_size", "mamba_chunk_size", "residual_in_fp32", "num_l
 def read(fields: Fields) -> ModelSpec:
     """The model of a Mamba-2 configuration: one mixer a layer, no MLP."""
     fields.expect("hidden_act", "silu", "swish")
+    fields.expect("rms_norm", True)
     eps = fields.number("layer_norm_epsilon", 1e-5)
     heads, head_dim = fields.integer("num_heads", 128), fields.integer("head_dim", 64)
     check_inner(fields, "expand", heads * head_dim)
@@ -106,5 +107,6 @@ FAMILY = Family(
     read=read,
     write=write,
     weights=weights,
-    no_effect=(*STARTING_VALUES, *NUMERICS_NEUTRAL),
+    # The norm stands after the gate whatever `norm_before_gate` says; published files set it without being heard.
+    no_effect=(*STARTING_VALUES, *NUMERICS_NEUTRAL, "norm_before_gate"),
 )

@@ -72,6 +72,17 @@ FAMILY = Family(
     write=write,
     weights=weights,
     aliases={"num_experts": "num_local_experts"},
-    no_effect=("use_mtp", "num_mtp_modules", "mtp_transformer_layers", "attn_type_list"),
+    # Released files keep multipliers of MiniMax-M1 that are one, and what predicts further tokens.
+    no_effect=(
+        "use_mtp",
+        "num_mtp_modules",
+        "mtp_transformer_layers",
+        "attn_type_list",
+        "shared_moe_mode",
+        "max_model_len",
+        "layernorm_full_attention_beta",
+        "layernorm_linear_attention_beta",
+        "layernorm_mlp_beta",
+    ),
     unused=(r".*rotary_emb\.inv_freq$", r"model\.mtp"),
 )

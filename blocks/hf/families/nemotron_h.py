@@ -233,6 +233,8 @@ FAMILY = Family(
         "mamba_d_conv": "conv_kernel",
         "mamba_dt_min": "time_step_min",
         "mamba_conv_bias": "use_conv_bias",
+        "attention_head_dim": "head_dim",
+        "norm_eps": "layer_norm_epsilon",
     },
     no_effect=(
         *NUMERICS_NEUTRAL,

@@ -26,6 +26,7 @@ from archcompass.blocks.norm.spec import RMSNorm
 
 def read(fields: Fields) -> ModelSpec:
     """The model of a Qwen3-Next configuration."""
+    fields.expect("use_sliding_window", False)
     eps, depth = fields.number("rms_norm_eps", 1e-6), fields.integer("num_hidden_layers")
     attention = read_attention(
         fields,

@@ -169,6 +169,7 @@ FAMILY = Family(
     aliases={"layer_types": "layers_block_type"},
     no_effect=(
         *NUMERICS_NEUTRAL,
+        "time_step_limit",
         "time_step_max",
         "time_step_floor",
         "use_mamba_kernels",
@@ -176,6 +177,5 @@ FAMILY = Family(
         "hybrid_layer_ids",
         "kv_channels",
         "num_query_groups",
-        "num_logits_to_keep",
     ),
 )
