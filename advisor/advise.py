@@ -113,7 +113,7 @@ def write(advice: Advice, folder: Path) -> list[Path]:
     data = advice.as_data()
     contents = {
         "workload.yaml": advice.workload.to_yaml(),
-        "model.yaml": to_yaml(advice.recommendation.candidates[0].model),  # type: ignore[arg-type]
+        "model.yaml": to_yaml(advice.recommendation.candidates[0].model),
         "report.json": json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
         "report.html": page(data, f"archcompass advise {folder / 'workload.yaml'} -o {folder}"),
     }

@@ -20,7 +20,7 @@ class Cost(NamedTuple):
     activation_bytes: int
     state_bytes: int = 0
 
-    def __add__(self, other: object) -> "Cost":  # type: ignore[override]
+    def __add__(self, other: object) -> "Cost":
         """Field by field: the cost of running one after the other."""
         if not isinstance(other, Cost):
             return NotImplemented

@@ -30,7 +30,7 @@ class Choice:
     rejected: Mapping[str, str] = field(default_factory=dict)
 
 
-@torch.compiler.assume_constant_result  # asked once when compiling, and not traced into
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # asked once, and not traced into
 def triton_obstacle(device_type: str) -> str | None:
     """Why Triton kernels cannot run on this kind of device, or None when they can."""
     return _obstacle(device_type)

@@ -60,8 +60,10 @@ class RWKV4TimeMixModule(BlockModule):
             mean, sums = self._weighted_mean(some_k, wide(some_v), *sums)
             means.append(mean)
         y = self.output(r.sigmoid() * torch.cat(means, dim=1).to(x.dtype))
-        after = RWKV4State(x[:, -1].clone(), *sums[0].unbind(1), sums[1].clone()) if keeps(context) else None
-        return y, after
+        if not keeps(context):
+            return y, None
+        numerator, denominator = sums[0].unbind(1)
+        return y, RWKV4State(x[:, -1].clone(), numerator, denominator, sums[1].clone())
 
     def _only_real(self, k: Tensor, context: Context | None) -> Tensor:
         """Keys [batch, time, channels]; those of padding weigh nothing."""
