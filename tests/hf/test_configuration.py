@@ -131,6 +131,72 @@ def test_every_published_model_survives_the_way_out_and_back(name: str) -> None:
     assert back.parameters() == spec.parameters()
 
 
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("llama-3.1-8b", {"pretraining_tp": 1, "torch_dtype": "bfloat16", "temperature": 1.0, "top_k": 50}),
+        ("mamba-130m", {"d_model": 768, "n_layer": 24, "d_inner": 1536, "rms_norm": True, "ssm_cfg": {}}),
+        (
+            "mamba2-130m",
+            {"norm_before_gate": False, "rms_norm": True, "time_step_rank": "auto", "residual_in_fp32": True},
+        ),
+        ("jamba-v0.1", {"mamba_inner_layernorms": True, "calc_logits_for_entire_prompt": False, "n_ctx": None}),
+        ("nemotron-h-8b", {"attention_head_dim": 128, "norm_eps": 1e-5, "mamba_dt_max": 0.1, "rope_theta": 10000}),
+        ("falcon-h1-34b", {"mlp_expansion_factor": 8, "mamba_use_mlp": True, "time_step_floor": 1e-4}),
+        ("bamba-9b", {"attn_rotary_emb": 64, "num_logits_to_keep": 1, "mamba_chunk_size": 256}),
+        ("granite-4.0-h-small", {"init_method": "mup", "normalization_function": "rmsnorm"}),
+        ("minimax-m2", {"use_qk_norm": True, "qk_norm_type": "per_layer", "scoring_func": "sigmoid", "use_mtp": True}),
+        ("gpt-oss-20b", {"experts_per_token": 4, "initial_context_length": 4096}),
+        ("llama-4-scout-17b-16e", {"attn_temperature_tuning": 4, "for_llm_compressor": False}),
+        ("deepseek-v3", {"aux_loss_alpha": 0.001, "ep_size": 1, "seq_aux": True, "auto_map": {"AutoConfig": "x.Y"}}),
+        ("kimi-linear-48b-a3b", {"moe_router_activation_func": "sigmoid", "use_grouped_topk": True}),
+        ("gemma-3-27b-text", {"cache_implementation": "hybrid", "sliding_window_pattern": 6}),
+        ("rwkv-4-169m-pile", {"rescale_every": 6}),
+    ],
+)
+def test_keys_of_published_files_change_nothing(name: str, keys: dict[str, Any]) -> None:
+    spec = zoo.published(name)
+    assert differences(spec, read_config(to_config(spec) | keys)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "message"),
+    [
+        ("mamba-130m", {"d_model": 512}, "d_model is '512'.*768"),
+        ("mamba2-130m", {"rms_norm": False}, "rms_norm is 'False'.*True"),
+        ("jamba-v0.1", {"sliding_window": 4096}, "sliding_window is '4096'"),
+        ("bamba-9b", {"attn_rotary_emb": 128}, "attn_rotary_emb is '128'.*64"),
+        ("deepseek-v3", {"scoring_func": "softmax"}, "scoring_func is 'softmax'.*'sigmoid'"),
+        ("deepseek-v3", {"num_key_value_heads": 8}, "num_key_value_heads is '8'.*128"),
+        ("falcon-h1-34b", {"projectors_bias": True}, "projectors_bias is 'True'.*False"),
+        ("zamba2-7b", {"use_long_context": True}, "use_long_context is 'True'"),
+        ("minimax-m2", {"qk_norm_type": "per_head"}, "qk_norm_type is 'per_head'"),
+        ("gemma-3-27b-text", {"use_bidirectional_attention": True}, "use_bidirectional_attention is 'True'"),
+        ("nemotron-h-8b", {"hybrid_override_pattern": "M-X"}, "hybrid_override_pattern is 'M-X'"),
+    ],
+)
+def test_a_key_that_asks_for_another_model_is_refused(name: str, keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConversionError, match=message):
+        read_config(to_config(zoo.published(name)) | keys)
+
+
+def test_kimi_k2_under_its_own_name_is_written_as_deepseek() -> None:
+    config = to_config(zoo.published("kimi-k2"))
+    spec = read_config(config | {"model_type": "kimi_k2", "rope_interleave": None})
+    assert differences(zoo.published("kimi-k2"), spec) == []
+    assert to_config(spec)["model_type"] == "deepseek_v3"
+
+
+def test_llama_4_with_its_tower_is_its_text_part() -> None:
+    text = to_config(zoo.published("llama-4-scout-17b-16e"))
+    whole = {"model_type": "llama4", "text_config": text, "vision_config": {"hidden_size": 1408}}
+    spec = read_config(whole)
+    assert differences(zoo.published("llama-4-scout-17b-16e"), spec) == []
+    assert to_config(spec)["model_type"] == "llama4_text"
+    with pytest.raises(ConversionError, match="vision tower"):
+        to_config(spec, "llama4")
+
+
 def test_old_and_new_spellings_of_the_rope_are_one() -> None:
     old = changed(rope_theta=500000.0, rope_scaling={"type": "linear", "factor": 4.0})
     new = changed(rope_parameters={"rope_type": "linear", "rope_theta": 500000.0, "factor": 4.0})

@@ -29,6 +29,9 @@ def read(fields: Fields) -> ModelSpec:
     fields.expect("scoring_func", "sigmoid")
     fields.expect("use_routing_bias", True)
     fields.expect("shared_intermediate_size", 0)
+    fields.expect("attn_type_list", [1] * fields.integer("num_hidden_layers"))
+    for part in ("full_attention", "linear_attention", "mlp"):
+        fields.expect(f"layernorm_{part}_beta", 1)
     attention = read_attention(
         fields,
         kv_heads=8,
@@ -72,17 +75,6 @@ FAMILY = Family(
     write=write,
     weights=weights,
     aliases={"num_experts": "num_local_experts"},
-    # Released files keep multipliers of MiniMax-M1 that are one, and what predicts further tokens.
-    no_effect=(
-        "use_mtp",
-        "num_mtp_modules",
-        "mtp_transformer_layers",
-        "attn_type_list",
-        "shared_moe_mode",
-        "max_model_len",
-        "layernorm_full_attention_beta",
-        "layernorm_linear_attention_beta",
-        "layernorm_mlp_beta",
-    ),
+    no_effect=("use_mtp", "num_mtp_modules", "mtp_transformer_layers", "shared_moe_mode", "max_model_len"),
     unused=(r".*rotary_emb\.inv_freq$", r"model\.mtp"),
 )
