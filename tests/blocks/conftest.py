@@ -1,9 +1,9 @@
 """Counting with fvcore, exactly.
 
 fvcore's own handles are wrong under broadcasting and blind to fused operations, so every handle that can occur is given
-here. It reads a graph of torch.jit, whose tracer turns sizes into tensors that ordinary code trips over; so the module is
-first flattened by torch.fx into single aten operations with plain numbers for sizes. fvcore counts a multiply-add as one;
-`fvcore_flops` converts, in this one place.
+here. It reads a graph of torch.jit, whose tracer turns sizes into tensors that ordinary code trips over; so a call is
+first recorded as single aten operations with plain numbers for sizes, and fvcore traces the replay. It counts a multiply-add
+as one; `fvcore_flops` converts, in this one place.
 """
 
 import math
@@ -15,8 +15,8 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from fvcore.nn.jit_handles import get_shape
 from torch import Tensor, nn
-from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
 Handle = Callable[[list[Any], list[Any]], int]
@@ -75,14 +75,48 @@ def _handles() -> dict[str, Handle]:
     return handles | {f"archcompass::{packet.__name__}": _custom(packet.__name__) for packet in ours}
 
 
-def _flat(module: nn.Module, inputs: tuple[Tensor, ...]) -> GraphModule:
-    """The module as single aten operations."""
-    graph = make_fx(module)(*inputs)
-    for node in graph.graph.nodes:
-        if node.target is torch.ops.aten.scatter.value:  # torch.jit knows no scatter of a bool
-            node.args = tuple(int(arg) if isinstance(arg, bool) else arg for arg in node.args)
-    graph.recompile()
-    return graph
+class Recorder(TorchDispatchMode):
+    """Notes every aten operation of a call, with its arguments and results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.scatter.value:  # torch.jit knows no scatter of a bool
+            args = tuple(int(arg) if isinstance(arg, bool) else arg for arg in args)
+        result = func(*args, **(kwargs or {}))
+        self.calls.append((func, args, kwargs or {}, result))
+        return result
+
+
+class Replay(nn.Module):
+    """The recorded operations of one call of a module, once more, on other inputs."""
+
+    def __init__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        super().__init__()
+        self.inputs = inputs
+        with Recorder() as recorder:
+            self.results = module(*inputs)
+        self.calls = recorder.calls
+        # What came from outside (weights, states) must belong to the module: torch.jit would copy it, and meta has no data.
+        made = {id(tensor) for *_, results in self.calls for tensor in tree_leaves(results)} | {id(x) for x in inputs}
+        used = {
+            id(x): x for _, args, kwargs, _ in self.calls for x in tree_leaves((args, kwargs)) if torch.is_tensor(x)
+        }
+        for number, outside in enumerate(x for key, x in used.items() if key not in made):
+            self.register_buffer(f"outside{number}", outside)
+
+    def forward(self, *inputs: Tensor) -> list[Tensor]:
+        known = {id(recorded): given for recorded, given in zip(self.inputs, inputs, strict=True)}
+
+        def now(value: Any) -> Any:
+            return known.get(id(value), value)
+
+        for func, args, kwargs, recorded in self.calls:
+            given = func(*tree_map(now, args), **tree_map(now, kwargs))
+            known |= {id(a): b for a, b in zip(tree_leaves(recorded), tree_leaves(given), strict=True)}
+        return [now(result) for result in self.results]
 
 
 @pytest.fixture(scope="session")
@@ -90,7 +124,7 @@ def fvcore_flops() -> Callable[[nn.Module, tuple[Tensor, ...]], int]:
     """Counts the matrix products and convolutions of a module's call; fails on an operation nobody has judged."""
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...]) -> int:
-        analysis = FlopCountAnalysis(_flat(module, inputs), inputs).set_op_handle(**_handles())
+        analysis = FlopCountAnalysis(Replay(module, inputs), inputs).set_op_handle(**_handles())
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         multiply_adds = int(analysis.total())
         assert not analysis.unsupported_ops(), "give these operations a handle in tests/blocks/conftest.py"
