@@ -18,6 +18,16 @@ WINDOW = ATTENTION | {"sliding_window": 6}
 MLP = {"kind": "gated_mlp", "intermediate_size": 96}
 MOE = {"kind": "moe", "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 MAMBA = {"kind": "mamba2", "num_heads": 4, "head_dim": 16, "state_size": 16}
+GUIDED = {
+    "kind": "guided",
+    "mixer": MAMBA,
+    "attention": {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 32},
+    "intermediate_size": 48,
+    "adapter_rank": 4,
+}
+LATENT = {"kind": "mla", "num_attention_heads": 4, "q_lora_rank": 24, "kv_lora_rank": 16, "qk_nope_head_dim": 16}
+LATENT |= {"qk_rope_head_dim": 8, "v_head_dim": 16, "indexer": {"n_heads": 16, "head_dim": 8, "topk": 6}}
+SPARSE = ATTENTION | {"kind": "block_sparse_attention", "block_size": 4, "topk_blocks": 2}
 
 SHAPES: dict[str, dict[str, Any]] = {
     "transformer": {"blocks": {"a": ATTENTION, "m": MLP}, "layers": "2*(a m)"},
@@ -33,6 +43,17 @@ SHAPES: dict[str, dict[str, Any]] = {
         "logit_soft_cap": 5.0,
         "logit_multiplier": 0.5,
     },
+    "parallel": {
+        "blocks": {"p": {"kind": "parallel", "branches": {"attention": WINDOW, "mamba": MAMBA}}, "m": MLP},
+        "layers": "2*(p m)",
+    },
+    "guided": {
+        "blocks": {"s": MAMBA, "g": GUIDED},
+        "layers": "s | g | s | g",
+        "shared": ("g",),
+        "residuals": {"g": {"position": "none"}},
+    },
+    "latent": {"blocks": {"a": LATENT, "e": MOE, "b": SPARSE}, "layers": "a e | b e"},
     "shared": {"blocks": {"a": ATTENTION, "m": MLP, "s": MAMBA}, "layers": "s | a m | s | a m", "shared": ("a", "m")},
 }
 
@@ -141,6 +162,12 @@ def test_loss_is_cross_entropy_plus_the_balance_of_experts(name: str) -> None:
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
 
 
+def test_the_indexer_adds_its_loss() -> None:
+    model = build("latent").train()
+    model(ids(), labels=ids().roll(-1, 1)).loss.backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
+
+
 def test_padding_at_the_right_is_refused() -> None:
     model = build("transformer")
     mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
@@ -149,6 +176,14 @@ def test_padding_at_the_right_is_refused() -> None:
     state = model(ids(2, 3)).state
     with pytest.raises(InputError, match="start only"):
         model(ids(2, 3), state, attention_mask=mask)
+
+
+def test_a_shared_guide_leaves_each_place_its_own_mixer() -> None:
+    model = build("guided")
+    first, second = model.layers[1].block, model.layers[3].block
+    assert first.guide is second.guide
+    assert first.mixer is not second.mixer
+    assert first.into.weight is not second.into.weight
 
 
 def test_shared_blocks_are_one_module_with_two_states() -> None:
