@@ -13,7 +13,7 @@ Field names are those of HF's `rope_parameters`.
 """
 
 import math
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
@@ -119,6 +119,14 @@ class Rope(BaseModel):
         if self.rope_type == "longrope":
             return original + 1 if length > original else original
         return 0
+
+    def __hash__(self) -> int:
+        return self.fingerprint
+
+    @cached_property
+    def fingerprint(self) -> int:
+        """The hash, taken once: a forward call looks its tables up by the rope, twice in every layer."""
+        return hash(tuple(getattr(self, name) for name in type(self).model_fields))
 
     @property
     def amplitude(self) -> float:

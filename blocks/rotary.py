@@ -12,7 +12,7 @@ from archcompass.kernels.rope import rotate
 
 def table(rope: Rope, head_dim: int, context: Context, time: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Cosine and sine [batch or 1, time, rotary_dim / 2] of the new positions, in `like`'s dtype; angles in float32."""
-    key = (id(rope), head_dim, time, like.dtype)
+    key = (rope, head_dim, time, like.dtype)
     if key not in context.tables:
         wide = torch.float64 if like.dtype == torch.float64 else torch.float32
         length = rope.settled(_length(context, time))

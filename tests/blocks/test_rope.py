@@ -112,6 +112,16 @@ def test_what_cannot_be_is_refused(form: dict[str, Any], words: str) -> None:
         Rope.model_validate(form)
 
 
+def test_equal_ropes_share_a_table_and_others_do_not() -> None:
+    context, x = Context(), torch.zeros(1, 3, 1, 8)
+    first = table(Rope(), 8, context, 3, x)
+    assert table(Rope(), 8, context, 3, x)[0] is first[0]
+    assert table(Rope(theta=100.0), 8, context, 3, x)[0] is not first[0]
+    copy = Rope().model_copy(update={"interleaved": True})
+    assert hash(Rope()) == hash(Rope())
+    assert copy != Rope()
+
+
 def test_channels_turn_in_pairs() -> None:
     with pytest.raises(SpecError, match="must be even"):
         Rope(partial_rotary_factor=0.5).rotary_dim(10)
