@@ -1,5 +1,7 @@
 """The delta rule: matrix products equal the formula, in whole, in pieces, packed, and with gradients."""
 
+import subprocess
+import sys
 from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any
@@ -384,3 +386,27 @@ def test_chunks_of_packed_sequences_cover_every_token_once() -> None:
     assert table.bounds.tolist() == [0, 0, 1, 3, 3, 5]
     tokens = [int(at) + i for at, n in zip(table.first, table.length, strict=True) for i in range(int(n))]
     assert tokens == list(range(50))
+
+
+WITHOUT_TRITON = """
+import sys
+from importlib.machinery import PathFinder
+import archcompass.kernels.delta_rule.cost, archcompass.kernels.selective_scan.cost
+assert "torch" not in sys.modules
+class Without(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] == "triton" else super().find_spec(name, path, target)
+sys.meta_path = [Without if finder is PathFinder else finder for finder in sys.meta_path]
+import torch
+from archcompass.kernels.delta_rule import delta_rule
+from archcompass.kernels.selective_scan import selective_scan
+x = torch.ones(1, 20, 2, 4)
+assert delta_rule(x, x / 2, x, x[..., 0])[0].isfinite().all()
+assert selective_scan(x[..., 0], x[..., 0], -x[0, :2, 0], x[:, :, 0], x[:, :, 0])[0].isfinite().all()
+assert "triton" not in sys.modules
+"""
+
+
+def test_costs_are_known_without_torch_and_the_cpu_path_runs_without_triton() -> None:
+    subprocess.run([sys.executable, "-c", WITHOUT_TRITON], check=True)
