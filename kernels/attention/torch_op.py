@@ -51,7 +51,8 @@ def _attention(
     soft_cap: float | None,
 ) -> tuple[Tensor, Tensor]:
     see = Visibility(causal, window, chunk, key_offset, scale, soft_cap)
-    return _forward(q, k, v, sinks, padding, cu_seqlens, see)
+    out, lse = _forward(q, k, v, sinks, padding, cu_seqlens, see)
+    return out.contiguous(), lse.contiguous()  # the layout that the fake tensors promise
 
 
 @_attention.register_fake
