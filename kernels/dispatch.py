@@ -7,7 +7,7 @@ and `triton` (the GPU). The caller says `auto`, or names one. A named backend is
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from typing import Literal
 
@@ -80,22 +80,33 @@ def choose(
         InputError: `requested` is no backend.
         BackendError: the requested backend (with `strict`, the fastest) cannot serve this call.
     """
+    # A decoding step asks some hundred times for what it asked before; torch.compile asks once and reads no caches.
+    decide = _choose if torch.compiler.is_compiling() else _remembered
+    return decide(operation, requested, device.type, tuple((refusals or {}).items()), strict)
+
+
+def _choose(
+    operation: str, requested: str, device_type: str, refusals: tuple[tuple[str, str], ...], strict: bool
+) -> Choice:
     if requested not in ("auto", *FASTEST_FIRST):
         raise InputError(f"backend is {requested!r}; choose auto, reference, torch or triton")
-    rejected = dict(refusals or {})
-    if "triton" not in rejected and (obstacle := triton_obstacle(device.type)):
+    rejected = dict(refusals)
+    if "triton" not in rejected and (obstacle := triton_obstacle(device_type)):
         rejected["triton"] = obstacle
     if requested == "auto":
-        return _fastest(operation, rejected, device, strict=strict)
+        return _fastest(operation, rejected, device_type, strict=strict)
     if requested in rejected:
         raise BackendError(f"{operation}: backend {requested!r} cannot run: {rejected[requested]}")
     return Choice(operation, requested, "asked for by name")
 
 
-def _fastest(operation: str, rejected: Mapping[str, str], device: torch.device, *, strict: bool) -> Choice:
-    order = FASTEST_FIRST if device.type == "cuda" else FASTEST_FIRST[1:]
+_remembered = lru_cache(maxsize=4096)(_choose)
+
+
+def _fastest(operation: str, rejected: Mapping[str, str], device_type: str, *, strict: bool) -> Choice:
+    order = FASTEST_FIRST if device_type == "cuda" else FASTEST_FIRST[1:]
     left = [backend for backend in order if backend not in rejected]
     if not left or (strict and left[0] != order[0]):
         reasons = "; ".join(f"{backend}: {why}" for backend, why in rejected.items())
         raise BackendError(f"{operation}: no backend may serve this call ({reasons})")
-    return Choice(operation, left[0], f"fastest that runs on {device.type}", rejected)
+    return Choice(operation, left[0], f"fastest that runs on {device_type}", rejected)
