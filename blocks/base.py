@@ -11,7 +11,7 @@ about half its square. Training counts forward and backward, three times the for
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -328,8 +328,11 @@ class Block(BaseModel):
         return []
 
     def live(self, width: int, step: Step) -> Live:
-        """Activation memory of one call; every product's output is kept for the backward pass unless a block knows better."""
-        operations = self.work(width, step)
+        """Activation memory of one call; every product's output is kept for the backward pass unless a block knows better.
+
+        Counted on the forward pass alone: the work of a training step holds the backward's traffic too, which is not memory.
+        """
+        operations = self.work(width, replace(step, training=False))
         largest = max((op.activation_bytes for op in operations), default=0)
         saved = sum(op.activation_bytes * op.count for op in operations) if step.training else 0
         return Live(peak_bytes=largest, saved_bytes=saved)

@@ -23,9 +23,9 @@ TRAINING_SEGMENT = 2**12
 
 FOUR = "int4"
 
-LEAST_PARAMETERS = {"transformer": 3.5e8, "ssm": 1.3e8, "hybrid": 9e7, "moe": 1e9}
+LEAST_PARAMETERS = {"transformer": 3.5e8, "ssm": 1.3e8, "hybrid": 9e7, "moe": 3e9}
 """Smallest language model that is of use: about the smallest of each family that people run (SmolLM2 360M, Mamba 130M,
-Falcon-H1 Tiny 90M, Granite 1B-A400M)."""
+Falcon-H1 Tiny 90M, Granite 3B-A800M)."""
 
 LEAST_SIGNAL_PARAMETERS = 1e4
 """Smallest model of a signal that is of use."""

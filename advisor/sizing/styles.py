@@ -27,6 +27,10 @@ EXACT_PERIOD, LEAN_PERIOD = 4, 8
 lowest at 8 %, arXiv 2406.07887; Jamba takes 1:7)."""
 
 
+LARGE_MACHINE_BYTES = 2e11
+"""Memory beyond which a dense model would be larger than any that is still made (about 120B)."""
+
+
 def styles(reading: Reading) -> dict[Family, Style]:
     """The style of each family for this workload."""
     return {family: style(family, reading) for family in FAMILIES}
@@ -58,10 +62,11 @@ def attention_period(reading: Reading) -> int:
 
 
 def wants_experts(reading: Reading) -> bool:
-    """Whether a hybrid's channel mixers are experts: for facts, for many users, or where bandwidth is scarce."""
+    """Whether a hybrid's channel mixers are experts: for facts, for many users, on large machines, with little bandwidth."""
     if reading.signal > 0.5 or reading.workload.mode == "finetuning" or reading.card.total_memory_bytes < 16e9:
         return False
-    return reading.closed_book >= 0.3 or reading.workload.concurrency >= 64 or reading.card_is_poor > 0.5
+    large = reading.card.total_memory_bytes > LARGE_MACHINE_BYTES
+    return large or reading.closed_book >= 0.3 or reading.workload.concurrency >= 64 or reading.card_is_poor > 0.5
 
 
 def experts_of(reading: Reading) -> tuple[int, int]:
