@@ -28,8 +28,9 @@ def run(file: str, **environment: str) -> None:
 
 
 @pytest.mark.slow
-def test_kernels_agree_with_torch_in_the_interpreter() -> None:
-    run("agreement.py", TRITON_INTERPRET="1")
+@pytest.mark.parametrize("half", ["0", "1"])
+def test_kernels_agree_with_torch_in_the_interpreter(half: str) -> None:
+    run("agreement.py", TRITON_INTERPRET="1", ARCHCOMPASS_HALF=half)
 
 
 @pytest.mark.slow
