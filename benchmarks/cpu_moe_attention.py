@@ -96,7 +96,8 @@ def expert_cases() -> Iterator[tuple[str, Calls]]:
             name = f"experts {experts} choose {top_k}, {hidden}-{inner}, {tokens} tokens, {str(dtype)[6:]}"
             yield name, expert_calls(x, weights, chosen, gate_up, down)
             if tokens > 1000 and experts < 100:
-                leaves = [t.requires_grad_() for t in (x, gate_up, down)]
+                # Routing weights too: without their gradient a router learns nothing.
+                leaves = [t.requires_grad_() for t in (x, weights, gate_up, down)]
                 calls = expert_calls(x, weights, chosen, gate_up, down)
                 yield name + ", with backward", {k: _with_backward(call, leaves) for k, call in calls.items()}
 
