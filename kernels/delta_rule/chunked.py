@@ -77,11 +77,11 @@ def delta_rule_chunked(
     """Matmul form; arguments as in `archcompass.kernels.delta_rule.delta_rule`, with every default filled in."""
     inputs = [q, k, v, beta] if log_decay is None else [q, k, v, beta, log_decay]
     terms = vector_terms if log_decay is not None and log_decay.dim() == 4 else scalar_terms
-    outputs = []
+    outputs: list[Tensor] = []
     for q, k, v, beta, *gate in _segments(inputs, chunk):
         prepared = terms(q, k, v, beta, gate[0] if gate else None, scale, state.dtype)
         out, state = _state_pass(prepared, state)
-        outputs.append(_from_chunks(out, batch=q.shape[1]))
+        outputs.extend(out)
     return _join(outputs, inputs[2]), state
 
 
@@ -90,10 +90,10 @@ def dplr_chunked(
 ) -> tuple[Tensor, Tensor]:
     """Matmul form; arguments as in `archcompass.kernels.delta_rule.dplr`, with every default filled in."""
     inputs = [q, k, v, a, b, log_decay]
-    outputs = []
+    outputs: list[Tensor] = []
     for segment in _segments(inputs, chunk):
         out, state = _state_pass(dplr_terms(*segment, scale=scale, precise=state.dtype), state)
-        outputs.append(_from_chunks(out, batch=segment[0].shape[1]))
+        outputs.extend(out)
     return _join(outputs, v), state
 
 
@@ -108,11 +108,6 @@ def _to_chunks(x: Tensor, chunk: int) -> Tensor:
     if missing := -x.shape[1] % chunk:
         x = pad(x, (0, 0) * (x.dim() - 2) + (0, missing))
     return torch.unflatten(x, 1, (-1, chunk)).movedim(3, 2).movedim(1, 0).contiguous()
-
-
-def _from_chunks(out: Tensor, batch: int) -> Tensor:
-    """[N, J, C, V] to [batch, time, heads, V]."""
-    return torch.unflatten(out, 1, (batch, -1)).movedim(0, 1).movedim(3, 2).flatten(1, 2)
 
 
 def _join(outputs: list[Tensor], like: Tensor) -> Tensor:
@@ -239,8 +234,8 @@ def dplr_terms(
     )
 
 
-def _state_pass(terms: ChunkTerms, state: Tensor) -> tuple[Tensor, Tensor]:
-    """Carries the state through the chunks: [N, J, C, V] of outputs, and the state after the last chunk."""
+def _state_pass(terms: ChunkTerms, state: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Carries the state through the chunks: each one's outputs, [batch, C, heads, V], and the state after the last."""
     shape = state.shape
     state = state.flatten(0, 1)
     outputs = []
@@ -248,9 +243,10 @@ def _state_pass(terms: ChunkTerms, state: Tensor) -> tuple[Tensor, Tensor]:
         predicted, read = (terms.rows[n] @ state.to(terms.rows.dtype)).chunk(2, dim=-2)
         written = terms.inverse[n] @ (terms.target[n] + predicted)
         out = torch.baddbmm(read, terms.mix[n], written)
-        outputs.append(out if terms.out is None else out + terms.out[n])
+        out = out if terms.out is None else out + terms.out[n]
+        outputs.append(torch.unflatten(out, 0, shape[:2]).transpose(1, 2))
         if terms.values is not None:
             written = torch.cat([written, terms.values[n]], dim=-2)
         added = (terms.tail[n].mT @ written).to(state.dtype)
         state = state + added if terms.decay is None else torch.addcmul(added, state, terms.decay[n])
-    return torch.stack(outputs), state.view(shape)
+    return outputs, state.view(shape)
