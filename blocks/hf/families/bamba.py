@@ -13,7 +13,7 @@ from archcompass.blocks.attention.spec import Attention
 from archcompass.blocks.gated_mlp.spec import GatedMLP
 from archcompass.blocks.hf import parts
 from archcompass.blocks.hf.families.llama import assemble, read_attention, read_mlp, write_mlp, written
-from archcompass.blocks.hf.families.mamba2 import NUMERICS_NEUTRAL, read_limit, write_limit
+from archcompass.blocks.hf.families.mamba2 import NUMERICS_NEUTRAL, read_limit, write_expansion, write_limit
 from archcompass.blocks.hf.family import Family, Part, first, places
 from archcompass.blocks.hf.fields import Fields
 from archcompass.blocks.hf.rope import read_rope
@@ -61,13 +61,11 @@ def read_mamba(fields: Fields, eps: float = 1e-6, **options: Any) -> Mamba2:
     )
 
 
-def write_mamba(block: Mamba2, width: int) -> dict[str, Any]:
+def write_mamba(block: Mamba2) -> dict[str, Any]:
     """The mixer's keys on their way back."""
-    inner = block.inner_width
     return {
         "mamba_n_heads": block.num_heads,
         "mamba_d_head": block.head_dim,
-        "mamba_expand": inner // width if inner % width == 0 else inner / width,
         "mamba_d_state": block.state_size,
         "mamba_n_groups": block.n_groups,
         "mamba_d_conv": block.conv_kernel,
@@ -82,9 +80,10 @@ def write(spec: ModelSpec) -> dict[str, Any]:
     attention, mamba = first(spec, Attention, "bamba"), first(spec, Mamba2, "bamba")
     return (
         written(spec, attention)
-        | write_mamba(mamba, spec.hidden_size)
+        | write_mamba(mamba)
         | write_mlp(first(spec, GatedMLP, "bamba"))
         | {
+            "mamba_expand": write_expansion(mamba.inner_width, spec.hidden_size),
             "attention_bias": attention.qkv_bias,
             "mlp_bias": first(spec, GatedMLP, "bamba").bias,
             "attn_layer_indices": [place.layer for place in places(spec) if isinstance(place.block, Attention)],

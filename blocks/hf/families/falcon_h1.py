@@ -79,8 +79,7 @@ def write(spec: ModelSpec) -> dict[str, Any]:
     """Falcon-H1's keys."""
     attention, mamba = _branches(first(spec, Parallel, "falcon_h1"))
     mlp = first(spec, GatedMLP, "falcon_h1")
-    said = written(spec, attention) | write_mamba(mamba, spec.hidden_size) | write_mlp(mlp)
-    said.pop("mamba_expand")
+    said = written(spec, attention) | write_mamba(mamba) | write_mlp(mlp)
     return said | {
         "mamba_d_ssm": mamba.inner_width,
         "mamba_rms_norm": mamba.norm == "group",

@@ -16,7 +16,7 @@ from archcompass.blocks.gated_mlp.spec import GatedMLP
 from archcompass.blocks.hf import parts
 from archcompass.blocks.hf.families.bamba import read_mamba, write_mamba
 from archcompass.blocks.hf.families.llama import assemble, hf_activation, read_attention, written
-from archcompass.blocks.hf.families.mamba2 import NUMERICS_NEUTRAL
+from archcompass.blocks.hf.families.mamba2 import NUMERICS_NEUTRAL, write_expansion
 from archcompass.blocks.hf.family import Family, Part, blocks_of, first, norm_eps, places, written_sizes
 from archcompass.blocks.hf.fields import Fields
 from archcompass.blocks.hf.rope import read_rope
@@ -84,7 +84,9 @@ def write(spec: ModelSpec) -> dict[str, Any]:
     """Granite 4's keys."""
     attention, mamba = blocks_of(spec, Attention), blocks_of(spec, Mamba2)
     written_keys = written(spec, attention[0]) if attention else written_sizes(spec) | {"rms_norm_eps": norm_eps(spec)}
-    written_keys |= write_mamba(mamba[0], spec.hidden_size) if mamba else {}
+    if mamba:
+        written_keys |= write_mamba(mamba[0])
+        written_keys["mamba_expand"] = write_expansion(mamba[0].inner_width, spec.hidden_size)
     mixers = [place.block for place in places(spec) if isinstance(place.block, Attention | Mamba2)]
     if attention:
         block = attention[0]

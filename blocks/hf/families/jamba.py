@@ -13,7 +13,7 @@ from archcompass.blocks.gated_mlp.spec import GatedMLP
 from archcompass.blocks.hf import parts
 from archcompass.blocks.hf.families.llama import assemble, hf_activation, read_attention, read_mlp, written
 from archcompass.blocks.hf.families.mamba import WAYS_TO_COMPUTE, read_rank
-from archcompass.blocks.hf.families.mamba2 import NUMERICS_NEUTRAL
+from archcompass.blocks.hf.families.mamba2 import NUMERICS_NEUTRAL, write_expansion
 from archcompass.blocks.hf.family import Family, Part, blocks_of, first, places
 from archcompass.blocks.hf.fields import Fields
 from archcompass.blocks.hf.weights import Weight, same
@@ -82,7 +82,7 @@ def write(spec: ModelSpec) -> dict[str, Any]:
         | _write_pattern(spec, MoE, "expert")
         | _write_channel(channel)
         | {
-            "mamba_expand": inner // width if inner % width == 0 else inner / width,
+            "mamba_expand": write_expansion(inner, width),
             "mamba_d_state": mamba.state_size,
             "mamba_d_conv": mamba.conv_kernel,
             "mamba_dt_rank": mamba.time_step_rank,

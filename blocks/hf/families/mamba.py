@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from archcompass.blocks.hf import parts
-from archcompass.blocks.hf.families.mamba2 import NUMERICS_NEUTRAL, STARTING_VALUES
+from archcompass.blocks.hf.families.mamba2 import NUMERICS_NEUTRAL, STARTING_VALUES, write_expansion
 from archcompass.blocks.hf.family import Family, Part, first, norm_eps, places, sizes, stack, written_sizes
 from archcompass.blocks.hf.fields import Fields
 from archcompass.blocks.hf.weights import Weight, same
@@ -54,7 +54,7 @@ def write(spec: ModelSpec) -> dict[str, Any]:
     inner, width = mixer.intermediate_size, spec.hidden_size
     return written_sizes(spec) | {
         "intermediate_size": inner,
-        "expand": inner // width if inner % width == 0 else inner / width,
+        "expand": write_expansion(inner, width),
         "state_size": mixer.state_size,
         "conv_kernel": mixer.conv_kernel,
         "time_step_rank": mixer.time_step_rank,

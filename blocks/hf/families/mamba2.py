@@ -13,6 +13,7 @@ from archcompass.blocks.hf.weights import Weight, same
 from archcompass.blocks.mamba2.spec import Mamba2
 from archcompass.blocks.model.spec import ModelSpec, Residual
 from archcompass.blocks.norm.spec import RMSNorm
+from archcompass.errors import ConversionError
 
 STARTING_VALUES = (
     "time_step_rank",
@@ -59,6 +60,17 @@ def check_inner(fields: Fields, key: str, inner: int) -> None:
         fields.refuse(key, said, f"{inner / width:g}, since the heads have {inner} channels together")
 
 
+def write_expansion(inner: int, width: int) -> int:
+    """How many times the width the mixer's channels are.
+
+    Raises:
+        ConversionError: no whole number, which transformers refuses.
+    """
+    if inner % width:
+        raise ConversionError(f"the mixer has {inner} channels, no whole multiple of hidden_size ({width})")
+    return inner // width
+
+
 def read_limit(limit: Any) -> tuple[float, float | None]:
     """HF's pair of bounds on the time step."""
     low, high = limit
@@ -77,9 +89,7 @@ def write(spec: ModelSpec) -> dict[str, Any]:
     return written_sizes(spec) | {
         "num_heads": mixer.num_heads,
         "head_dim": mixer.head_dim,
-        "expand": mixer.inner_width / spec.hidden_size
-        if mixer.inner_width % spec.hidden_size
-        else mixer.inner_width // spec.hidden_size,
+        "expand": write_expansion(mixer.inner_width, spec.hidden_size),
         "state_size": mixer.state_size,
         "n_groups": mixer.n_groups,
         "conv_kernel": mixer.conv_kernel,

@@ -15,7 +15,7 @@ from archcompass.blocks.attention.spec import Attention
 from archcompass.blocks.guided.spec import Guided
 from archcompass.blocks.hf import parts
 from archcompass.blocks.hf.families.llama import hf_activation
-from archcompass.blocks.hf.families.mamba2 import NUMERICS_NEUTRAL, check_inner
+from archcompass.blocks.hf.families.mamba2 import NUMERICS_NEUTRAL, check_inner, write_expansion
 from archcompass.blocks.hf.family import Family, Part, Place, first, norm_eps, places, sizes, stack, written_sizes
 from archcompass.blocks.hf.fields import Fields
 from archcompass.blocks.hf.rope import read_rope, write_rope
@@ -104,7 +104,7 @@ def write(spec: ModelSpec) -> dict[str, Any]:
         "num_mem_blocks": len(spec.shared),
         "rms_norm_eps": norm_eps(spec),
         "n_mamba_heads": mamba.num_heads,
-        "mamba_expand": inner // width if inner % width == 0 else inner / width,
+        "mamba_expand": write_expansion(inner, width),
         "mamba_d_state": mamba.state_size,
         "mamba_ngroups": mamba.n_groups,
         "mamba_d_conv": mamba.conv_kernel,
