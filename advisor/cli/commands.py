@@ -42,10 +42,10 @@ COMMANDS = {
     "verify": Command(
         "convert", "Round trip, parameters, FLOPs, state, decode equals forward; exit 1 on a difference."
     ),
+    "export": Command("export", "A design for other tools: an HF folder, YAML with its schema, or a launch recipe."),
+    "schema": Command("export", "The JSON Schema of a model's YAML, every registered block included."),
     "train": Command("train", "A short honest training run: loss curve, held-out loss, tokens/s, memory, checkpoints."),
-    "calibrate": Command(
-        "calibrate", "Measure this machine and write its efficiency table, which later predictions for it use."
-    ),
+    "calibrate": Command("calibrate", "Measure this machine and write its efficiency table for later predictions."),
     "doctor": Command("doctor", "Versions, devices, and which kernel serves which operation here, and why."),
 }
 

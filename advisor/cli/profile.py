@@ -62,9 +62,9 @@ def profile(
         "bandwidth": bandwidth,
         "tflops": tflops,
         "device": device,
-        "batch": _whole("batch", batch),
-        "prompt": _whole("prompt", prompt),
-        "generate": _whole("generate", generate),
+        "batch": whole("batch", batch),
+        "prompt": whole("prompt", prompt),
+        "generate": whole("generate", generate),
         "precision": precision,
         "kv_precision": kv_precision,
         "mode": mode,
@@ -82,7 +82,7 @@ def profile(
         raise typer.Exit(1)
 
 
-def _whole(name: str, text: str | None) -> int | None:
+def whole(name: str, text: str | None) -> int | None:
     """A whole number as people write tokens."""
     from archcompass.advisor import units
     from archcompass.errors import InputError

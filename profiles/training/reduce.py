@@ -18,7 +18,7 @@ from archcompass.blocks.model.pattern import compress
 from archcompass.blocks.model.spec import ModelSpec
 from archcompass.errors import SpecError
 
-SMALLEST_SIZE, SMALLEST_WIDTH = 8, 32
+SMALLEST_SIZE, SMALLEST_WIDTH = 8, 64
 """Below these, counts such as a convolution's taps would be taken for sizes, and nothing is left to learn with."""
 
 Place = tuple[str, ...]
@@ -44,8 +44,7 @@ def reduced(spec: ModelSpec, parameters: int, vocab_size: int | None = None) -> 
         if narrower == small:
             break
         small = narrower
-    # Constants that a family of checkpoints fixes may no longer hold: a reduced model is of no family.
-    return small if small == spec else small.model_copy(update={"name": spec.name, "model_type": None})
+    return small
 
 
 def _narrower(spec: ModelSpec) -> ModelSpec:

@@ -1,0 +1,98 @@
+"""`export` and `schema`: a design for other tools, and the schema of its file for editors."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from archcompass.advisor.cli.app import app
+from archcompass.advisor.cli.flags import AsJson
+from archcompass.advisor.cli.output import console, print_json
+
+
+def _flag(name: str, help: str) -> Any:
+    return typer.Option(name, help=help, show_default=False)
+
+
+@app.command()
+def export(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A model's YAML, config.json, its folder, or a published name.")
+    ],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write; made if need be.")],
+    to: Annotated[str, typer.Option("--to", help="hf, yaml, vllm or torchrun.")] = "hf",
+    weights: Annotated[str | None, _flag("--weights", "random, or a checkpoint of `train`; else none.")] = None,
+    dtype: Annotated[str | None, _flag("--dtype", "Of the weights: fp32 or bf16 [bf16; a checkpoint's fp32].")] = None,
+    model_type: Annotated[str | None, _flag("--model-type", "HF model type to write.")] = None,
+    context: Annotated[str | None, _flag("--context", "vllm: tokens of one sequence at most: 32k.")] = None,
+    concurrency: Annotated[str | None, _flag("--concurrency", "vllm: sequences at once at most.")] = None,
+    gpu: Annotated[str | None, _flag("--gpu", "vllm, torchrun: the cards: '4x h100-sxm'.")] = None,
+    data: Annotated[str, typer.Option("--data", help="torchrun: the text, as seen from DIR.")] = "corpus.txt",
+    steps: Annotated[int, typer.Option("--steps", help="torchrun: optimizer steps.")] = 1000,
+    batch: Annotated[int | None, _flag("--batch", "torchrun: sequences per step, over all cards [8].")] = None,
+    sequence: Annotated[int | None, _flag("--sequence", "torchrun: tokens per sequence [256].")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """A design for other tools: an HF folder, YAML with its schema, or a launch recipe.
+
+    hf opens in transformers; yaml completes in an editor; vllm is an HF folder with serve.sh; torchrun is the YAML with
+    train.sh. What a target cannot say is refused by name.
+
+    Examples:
+
+        archcompass export out/model.yaml hf/ --weights random
+
+        archcompass export jamba-v0.1 serve/ --to vllm --context 64k --gpu "2x h100-sxm"
+    """
+    from archcompass.advisor.cli.profile import whole
+    from archcompass.advisor.export import export as run
+    from archcompass.blocks.model.files import load
+    from archcompass.errors import InputError
+    from archcompass.profiles.hardware import find
+    from archcompass.profiles.training.plan import Plan
+
+    if dtype not in (None, "fp32", "bf16"):
+        raise InputError(f"--dtype is {dtype!r}; choose fp32 or bf16")
+    spec = load(model)
+    written = run(
+        spec,
+        folder,
+        to,
+        weights=weights,
+        dtype=dtype,  # type: ignore[arg-type]
+        model_type=model_type,
+        context=whole("context", context),
+        sequences=whole("concurrency", concurrency),
+        hardware=None if gpu is None else find(gpu),
+        plan=Plan.asked(steps=steps, batch=batch, sequence=sequence, precision="bf16"),
+        data=data,
+    )
+    if as_json:
+        print_json({"model": spec.name, "to": to, "written": [str(path) for path in written]})
+        return
+    for path in written:
+        console().print(f" {path}", markup=False)
+
+
+@app.command()
+def schema(
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="The file; stdout if not given.", show_default=False)
+    ] = None,
+) -> None:
+    """The JSON Schema of a model's YAML, every registered block included.
+
+    Example: archcompass schema -o model.schema.json
+    """
+    from archcompass.blocks.model.files import write_text
+    from archcompass.blocks.model.schema import schema as made
+
+    text = json.dumps(made(), indent=2) + "\n"
+    if out is None:
+        sys.stdout.write(text)
+    else:
+        write_text(out, text)
