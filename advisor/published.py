@@ -18,7 +18,7 @@ from archcompass.profiles.predict import predict
 WRITTEN = ("text", "code", "logs")
 """Modalities that the published models read."""
 
-LOOKED_AT, NAMED = 20, 5
+LOOKED_AT, NAMED = 12, 5
 """How many of the nearest in size are looked at, and how many of those are named."""
 
 
