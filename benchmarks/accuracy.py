@@ -1,6 +1,6 @@
 """How well predictions meet measurements on this machine: calibrate, predict, measure, row by row.
 
-    OMP_NUM_THREADS=1 python benchmarks/accuracy.py [--seconds 8] [--quick] [--table FILE] [--keep-table FILE]
+    OMP_NUM_THREADS=1 python benchmarks/accuracy.py [--seconds 8] [--quick] [--table FILE] [--keep-table FILE] [--again FILE]
 
 Fourteen models of all families, from 20M to 1B parameters: prefill at three lengths, decode at three depths, a training step.
 Prints a row for each and the errors over all, and writes benchmarks/results/accuracy-<machine>.json with versions and the load
@@ -140,7 +140,7 @@ def compared(
     return [
         {
             "model": spec.name, "parameters": spec.parameters().total, "phase": phase, "tokens": seen.request.prompt,
-            "precision": request.precision, "source": seen.source,
+            "generate": seen.request.generate, "precision": request.precision, "source": seen.source,
             "measured_ms": round(times.ms, 3), "low_ms": round(times.low, 3), "high_ms": round(times.high, 3),
             "runs": len(times.runs), "outliers": times.outliers, "predicted_ms": round(foreseen, 3),
             "ratio": round(foreseen / times.ms, 4), "pace": round((before[phase] + after[phase]) / 2, 4),
@@ -151,6 +151,23 @@ def compared(
         for phase, times, foreseen in phases
         if times is not None and foreseen is not None
     ]  # fmt: skip
+
+
+def judged_again(kept: dict[str, Any], table: Efficiency, here: Hardware) -> list[dict[str, Any]]:
+    """Rows of an earlier run, their measurements as they were, their predictions made anew with `table`."""
+    specs = {spec.name: spec for spec in models(quick=False)}
+    rows = []
+    for row in kept["rows"]:
+        training = row["phase"] == "training"
+        request = Request(
+            prompt=row["tokens"], generate=0 if training else row.get("generate", 24),
+            mode="training" if training else "inference", precision=row["precision"],
+        )  # fmt: skip
+        made = predict(specs[row["model"]], request, here, efficiency=table)
+        foreseen = made.decode_ms_per_token if row["phase"] == "decode" else made.prefill_ms
+        if foreseen is not None:
+            rows.append(row | {"predicted_ms": round(foreseen, 3), "ratio": round(foreseen / row["measured_ms"], 4)})
+    return rows
 
 
 def at_pace(rows: list[dict[str, Any]], calibrated: dict[str, float]) -> None:
@@ -176,6 +193,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8.0, help="for each question")
     parser.add_argument("--quick", action="store_true", help="two models, one length")
     parser.add_argument("--table", type=Path, help="an efficiency table instead of calibrating now")
+    parser.add_argument("--again", type=Path, help="results of an earlier run: keep what was measured, predict anew")
     parser.add_argument("--keep-table", type=Path, help="where to write the table that was calibrated")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -195,7 +213,10 @@ def main() -> None:
     calibrated = {phase: (paces[0][phase] + paces[1][phase]) / 2 for phase in paces[0]}
     here, rows, failed = find("cpu"), [], {}
     print(f"{'model':24s} {'phase':9s} {'tokens':>6s} {'measured ms':>12s} {'predicted ms':>12s} {'ratio':>6s}")
-    for spec in models(arguments.quick):
+    again = json.loads(arguments.again.read_text()) if arguments.again else None
+    if again:
+        rows, calibrated = judged_again(again, table, here), again["pace_of_calibration_ms"]
+    for spec in [] if again else models(arguments.quick):
         try:
             seen = rows_of(spec, table, here, arguments.seconds, arguments.quick)
         except ArchcompassError as error:

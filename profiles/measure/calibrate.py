@@ -287,16 +287,22 @@ class _Bench:
         return round((x.nbytes + peak - state) / (2 * x.nbytes + block.live(width, step).peak_bytes), 4)
 
     def _curves(self, found: list[_Point], launch: float) -> KindEfficiency:
-        prompt = {point.op.bytes: self._memory_share(point) for point in found if point.new_tokens > 1}
-        single = next(self._memory_share(point) for point in found if point.new_tokens == 1)
-        fell = scaled(prompt) if prompt else {1.0: single}
+        """What computes is bound by bytes in single steps only, so a prompt's time says nothing of its bandwidth; what
+        does not has one curve over bytes, of which a step is the smallest."""
+        single = next(point for point in found if point.new_tokens == 1)
+        step = self._memory_share(single)
+        if any(point.op.flops for point in found):
+            memory = Curve((1.0,), (1.0, 16.0), ((step, 1.0),))
+        else:
+            prompt = {point.op.bytes: self._memory_share(point) for point in found if point.new_tokens > 1}
+            memory = Curve.over(scaled({single.op.bytes: step} | prompt))
         compute = scaled({
             coordinates(point.op)[0]: self._share(point.op.flops / self.peaks.get(point.op.compute, 1.0), point.seconds)
             for point in found if point.op.flops
         })  # fmt: skip
         return KindEfficiency(
             compute=Curve.over(compute) if compute else Curve.constant(1.0),
-            memory=Curve(tuple(fell), (1.0, 16.0), tuple((single, value) for value in fell.values())),
+            memory=memory,
             launch_seconds=launch,
         )
 

@@ -122,3 +122,19 @@ def test_fitted_engines_say_on_what_they_were_judged() -> None:
     assert made["judged"]["decode"]["median_error_unseen"] < 0.15
     assert made["judged"]["prefill"]["median_error_unseen"] < 0.35
     assert made["sources"]
+
+
+SHIPPED = sorted((Path(tables.__file__).parent / "data" / "efficiency").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_table_says_when_and_with_what_it_was_made(path: Path) -> None:
+    table = from_json(json.loads(path.read_text()), where=path.name)
+    assert table.source == "calibrated"
+    assert {"date", "torch", "threads", "device", "load"} <= set(table.made)
+    assert "/home" not in path.read_text()
+    assert table.kinds.keys() >= {"gemm:bf16", "attention:bf16", "gated_mlp/activation:bf16"}
+
+
+def test_at_least_one_machine_is_shipped() -> None:
+    assert SHIPPED

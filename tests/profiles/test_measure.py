@@ -7,7 +7,7 @@ import torch
 
 from archcompass.blocks.model.spec import ModelSpec
 from archcompass.errors import InputError, MeasurementError
-from archcompass.profiles.hardware import find
+from archcompass.profiles.hardware import describe, find
 from archcompass.profiles.ledger import memory
 from archcompass.profiles.measure import build
 from archcompass.profiles.measure.clock import Times
@@ -75,7 +75,7 @@ def test_a_model_that_no_memory_holds_is_sampled_within_its_time(giant: ModelSpe
         "moe": {"kind": "moe", "num_experts": 64, "num_experts_per_tok": 4, "moe_intermediate_size": 64},
     }}  # fmt: skip
     spec = ModelSpec.model_validate(fields)
-    slow = replace(find("cpu"), flops={"fp32": 1e7, "bf16": 1e7, "fp16": 1e7}, bandwidth_bytes_per_second=1e6)
+    slow = describe(vram="4TB", bandwidth="1MB/s", tflops=1e-5)
     seen = measure(spec, Request(prompt=64, generate=2), slow, seconds=3)
     assert seen.source == "sampled"
     assert seen.parameters == spec.parameters().total
