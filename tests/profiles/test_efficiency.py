@@ -59,7 +59,8 @@ def test_a_table_survives_its_file(table: Efficiency) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    [{"archcompass_efficiency": 99}, {"kinds": None}, {"peaks": 3}, {"live": None}, {"layer_seconds": "soon"}, {"spread": {"decode": [1]}},
+    [{"archcompass_efficiency": 99}, {"kinds": None}, {"peaks": 3}, {"live": None},
+     {"layer_seconds": "soon"}, {"spread": {"decode": [1]}},
      {"kinds": {"gemm": {"compute": {"x": [2, 1], "y": [1], "values": [[1], [1]]}, "memory": {}, "launch_seconds": 0}}}],
 )  # fmt: skip
 def test_a_broken_table_is_refused(damage: dict[str, object]) -> None:
