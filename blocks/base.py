@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
@@ -370,6 +369,8 @@ def known_blocks() -> dict[str, type[Block]]:
     here = Path(__file__).parent
     for spec in sorted(here.glob("*/spec.py")):
         import_module(f"archcompass.blocks.{spec.parent.name}.spec")
+    from importlib.metadata import entry_points
+
     for point in entry_points(group="archcompass.blocks"):
         point.load()
     return dict(sorted(BLOCKS.items()))

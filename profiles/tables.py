@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -63,6 +62,8 @@ def _fitted(engine: Engine, vendor: str, kind: str, identifier: str) -> Efficien
 
 def save(table: Efficiency, hardware: Hardware, engine: Engine = "native") -> Path:
     """Keeps `table` as this user's calibration of `hardware`; written whole or not at all."""
+    import tempfile
+
     directory = cache_directory()
     directory.mkdir(parents=True, exist_ok=True)
     target = directory / f"{file_name(hardware, engine)}.json"

@@ -45,6 +45,8 @@ def main(
 
 def run() -> None:
     """Runs the command line: what goes wrong is one line and an exit code, never a traceback."""
+    # Plugins of pydantic trace other people's programs; looking for them costs each start a tenth of its time.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     from archcompass.advisor.cli.commands import register
     from archcompass.advisor.cli.output import fail
 
