@@ -22,7 +22,10 @@ from archcompass.kernels.moe.cost import moe_cost
 
 GROUPED_MM: Any = getattr(functional, "grouped_mm", None)  # public since torch 2.10
 
-CACHED_ELEMENTS = 2**22  # float32 activations beyond which going expert by expert is 2 to 6 per cent faster
+# From here on, float32 products go expert by expert, whose activations then stay in the cache (measured: up to 7 % faster
+# with 256 rows an expert, 5 % slower with 128).
+CACHED_ELEMENTS = 2**22
+ROWS_WORTH_IT = 256
 
 
 def moe_grouped(
@@ -227,7 +230,8 @@ def _forward(
     rows = x.index_select(0, groups.token)
     if scale_input:
         rows *= weights.flatten()[groups.order, None]
-    if x.dtype == torch.float32 and not keep and rows.shape[0] * gate_up.shape[1] > CACHED_ELEMENTS:
+    large = rows.shape[0] * gate_up.shape[1] > CACHED_ELEMENTS and rows.shape[0] >= ROWS_WORTH_IT * gate_up.shape[0]
+    if large and x.dtype == torch.float32 and not keep:
         out = _one_by_one(rows, gate_up, down, gate_up_bias, down_bias, act, groups)
         return _combine(out, groups.order, experts.shape, None if scale_input else weights), x.new_empty(0, 0)
     before = _multiply(rows, gate_up.transpose(1, 2), gate_up_bias, groups)
