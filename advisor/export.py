@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from archcompass.advisor import launch
 from archcompass.blocks.hf import to_config
-from archcompass.blocks.model.files import to_yaml, write_text
+from archcompass.blocks.model.files import make_folder, to_yaml, write_text
 from archcompass.blocks.model.schema import schema
 from archcompass.blocks.model.spec import ModelSpec
 from archcompass.errors import DoesNotFitError, FileFormatError, InputError, UnknownNameError
@@ -80,7 +80,7 @@ def export(
 
 
 def _yaml(spec: ModelSpec, folder: Path) -> list[Path]:
-    _make(folder)
+    make_folder(folder)
     header = f"# yaml-language-server: $schema={SCHEMA}\n"
     return [
         _write(folder / SCHEMA, json.dumps(schema(), indent=2) + "\n"),
@@ -91,7 +91,7 @@ def _yaml(spec: ModelSpec, folder: Path) -> list[Path]:
 def _hf(
     spec: ModelSpec, folder: Path, config: dict[str, Any], weights: str | None, dtype: Literal["fp32", "bf16"] | None
 ) -> list[Path]:
-    _make(folder)
+    make_folder(folder)
     generation = _write(folder / "generation_config.json", json.dumps(GENERATION, indent=2) + "\n")
     if weights is None:
         return [_write(folder / "config.json", json.dumps(config, indent=2) + "\n"), generation]
@@ -129,13 +129,6 @@ def _filled(spec: ModelSpec, weights: str, dtype: Literal["fp32", "bf16"] | None
         narrow.load_state_dict(model.state_dict())
         return narrow
     return model
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileFormatError(f"{folder} cannot be made: {error.strerror}") from error
 
 
 def _write(path: Path, text: str) -> Path:

@@ -283,7 +283,7 @@ class Block(BaseModel):
     A subclass gives `kind: Literal["name"] = "name"` and is registered under that name.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
     label: ClassVar[str] = ""
     """What a person calls it: "grouped-query attention"."""

@@ -68,10 +68,12 @@ def gpus(name: Name = None, as_json: AsJson = False, markdown: AsMarkdown = Fals
 
 def _sheet(facts: dict[str, Any]) -> None:
     """One entry, a fact a line."""
+    from rich.markup import escape
+
     from archcompass.advisor.report.tables import flatten, shown
 
     out = console()
     flat = {key: value for key, value in flatten(facts).items() if value is not None}
     wide = max(map(len, flat))
     for key, value in flat.items():
-        out.print(f" [dim]{key:<{wide}}[/]  {shown(key, value)}", highlight=False)
+        out.print(f" [dim]{key:<{wide}}[/]  {escape(shown(key, value))}", highlight=False)

@@ -34,7 +34,7 @@ def convert(
     Example: archcompass convert config.json model.yaml
     """
     from archcompass.blocks.hf import to_config
-    from archcompass.blocks.model.files import load, to_yaml, write_text
+    from archcompass.blocks.model.files import load, make_folder, to_yaml, write_text
 
     spec = load(source)
     if target.suffix in (".yaml", ".yml"):
@@ -42,7 +42,7 @@ def convert(
     else:
         config = to_config(spec, model_type)
         target = target if target.suffix == ".json" else target / "config.json"
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         write_text(target, json.dumps(config, indent=2) + "\n")
     done = {"source": source, "written": str(target), "name": spec.name, "parameters": spec.parameters().total}
     if as_json:
@@ -73,10 +73,12 @@ def verify(
     if as_json:
         print_json(report.as_data())
     else:
+        from rich.markup import escape
+
         out = console()
         for check in report.checks:
             mark = "[green]same[/]" if check.passed else "[bold red]differs[/]"
-            out.print(f" {mark:<16} [bold]{check.name}[/]  {check.detail}")
-        out.print(f"\n {spec.name}: {'everything agrees' if report.passed else 'see the differences above'}")
+            out.print(f" {mark:<16} [bold]{check.name}[/]  {escape(check.detail)}")
+        out.print(f"\n {escape(spec.name)}: {'everything agrees' if report.passed else 'see the differences above'}")
     if not report.passed:
         raise typer.Exit(1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +13,7 @@ import typer
 from archcompass.advisor.cli.app import app
 from archcompass.advisor.cli.flags import AsJson, AsMarkdown
 from archcompass.advisor.cli.output import console, print_json
-from archcompass.errors import FileFormatError
+from archcompass.errors import FileFormatError, InputError
 
 Saved = Annotated[Path, typer.Argument(metavar="REPORT.json", help="report.json of `advise`.")]
 
@@ -32,7 +34,9 @@ def report(
     from archcompass.blocks.model.files import write_text
 
     target = out or saved.with_suffix(".html")
-    write_text(target, page(read(saved), f"archcompass report {saved}"))
+    with understood(saved):
+        text = page(read(saved), f"archcompass report {saved}")
+    write_text(target, text)
     console(error=True).print(f" Written: {target}", markup=False, highlight=False)
 
 
@@ -52,7 +56,8 @@ def diff(
     from archcompass.advisor.diff import changes
     from archcompass.advisor.report.tables import show_table
 
-    found = changes(answer_of(read(before)), answer_of(read(after)))
+    with understood(before, after):
+        found = changes(answer_of(read(before)), answer_of(read(after)))
     if as_json:
         print_json(found)
     elif found:
@@ -79,6 +84,23 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict) or not {"recommendation", "candidates"} & set(data):
         raise FileFormatError(f"{path.name} is no report: it has neither a recommendation nor candidates")
     return data
+
+
+@contextmanager
+def understood(*saved: Path) -> Iterator[None]:
+    """Whoever wrote the files may have left out or changed anything.
+
+    Raises:
+        FileFormatError: they lack what is asked of them.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        names = " and ".join(path.name for path in saved)
+        told = f"{type(error).__name__} {error}"[:80]
+        raise FileFormatError(f"{names}: no report.json that `advise -o` of this version wrote ({told})") from error
 
 
 def answer_of(data: dict[str, Any]) -> dict[str, Any]:

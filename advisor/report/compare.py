@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
-from archcompass.advisor.cli.output import console
+from archcompass.advisor.cli.output import console, print_lines
 from archcompass.advisor.report import units
 from archcompass.advisor.report.tables import markdown_lines
 
@@ -84,4 +83,4 @@ def _as_markdown(data: dict[str, Any], families: list[str]) -> None:
     lines = [f"**One card, four families: {data['hardware']}** {_models(data)}"]
     for key, title, say in QUESTIONS:
         lines += ["", f"{title}:", "", *markdown_lines([data["sweep"], *families], grid(data, families, key, say))]
-    sys.stdout.write("\n".join([*lines, "", *(f"- {line.strip()}" for line in crossing_lines(data))]) + "\n")
+    print_lines([*lines, "", *(f"- {line.strip()}" for line in crossing_lines(data))])

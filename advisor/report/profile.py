@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
-from archcompass.advisor.cli.output import console
+from rich.markup import escape
+
+from archcompass.advisor.cli.output import console, print_lines
 from archcompass.advisor.report import units
 from archcompass.advisor.report.tables import markdown_lines
 
@@ -18,17 +19,17 @@ def show(data: dict[str, Any], *, markdown: bool = False) -> None:
     """Prints a profile report (its JSON data) on stdout."""
     if markdown:
         lines = [f"**{headline(data)}**", "", *markdown_lines(HEADINGS[1:], [row[1:] for row in rows(data)])]
-        sys.stdout.write("\n".join(lines) + "\n")
+        print_lines(lines)
         return
     out = console()
-    out.print(f" [bold]{headline(data)}[/]\n", highlight=False)
+    out.print(f" [bold]{escape(headline(data))}[/]\n", highlight=False)
     for line in memory_lines(data["profiles"][0]):
         out.print(line, highlight=False, markup=False)
     out.print()
     _table(out, data)
     for entry in data["profiles"]:
         for note in notes(entry):
-            out.print(f" [dim]{entry['source']}[/]  {note}", highlight=False)
+            out.print(f" [dim]{entry['source']}[/]  {escape(note)}", highlight=False)
     out.print(f"\n Check: {data['check']}", markup=False, highlight=False)
 
 
@@ -116,5 +117,5 @@ def _table(out: Any, data: dict[str, Any]) -> None:
     for index, heading in enumerate(HEADINGS):
         table.add_column(heading, justify="right" if index in (3, 4, 5, 6) else "left", overflow="fold")
     for row in rows(data):
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     out.print(table)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from archcompass.advisor.cli.output import console
+from archcompass.advisor.cli.output import console, plain, print_lines
 from archcompass.advisor.report import units
 
 Row = Mapping[str, Any]
@@ -56,7 +55,7 @@ def show_table(rows: Sequence[Row], columns: Mapping[str, str], *, markdown: boo
     """Prints `rows` on stdout; `columns` maps a heading to the dotted key it shows."""
     cells = [[shown(key, flatten(row).get(key)) for key in columns.values()] for row in rows]
     if markdown:
-        sys.stdout.write("\n".join(markdown_lines(list(columns), cells)) + "\n")
+        print_lines(markdown_lines(list(columns), cells))
         return
     from rich.table import Table
 
@@ -82,10 +81,10 @@ def _widths(headings: list[str], cells: Sequence[Sequence[str]], room: int) -> l
 
 
 def _literal(cell: str) -> Any:
-    """Text as it is: square brackets in a source are no markup, and control characters are not sent to a terminal."""
+    """Text as it is: square brackets in a source are no markup."""
     from rich.text import Text
 
-    return Text("".join(letter if letter.isprintable() else " " for letter in cell))
+    return Text(plain(cell))
 
 
 def markdown_lines(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:

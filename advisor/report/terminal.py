@@ -5,7 +5,6 @@ Reads the JSON data of a recommendation (and of a profile, after `advise`), so t
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from rich.console import Console
@@ -13,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from archcompass.advisor.cli.output import console
+from archcompass.advisor.cli.output import console, print_lines
 from archcompass.advisor.report import facts
 from archcompass.advisor.report.tables import markdown_lines
 
@@ -28,7 +27,7 @@ def show(
 ) -> None:
     """Prints a recommendation on stdout, and beside it what was measured; `folder` is where its files were written."""
     if markdown:
-        sys.stdout.write("\n".join(_markdown(data, profile, folder)) + "\n")
+        print_lines(_markdown(data, profile, folder))
         return
     out = console()
     _answer(out, data)

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from archcompass.blocks.hf.configuration import family, read_config, read_json, to_config
+from archcompass.blocks.hf.configuration import family, name_of, read_config, read_json, to_config
 from archcompass.blocks.hf.weights import Same, Weight
 from archcompass.blocks.model.files import write_text
 from archcompass.blocks.model.module import LanguageModel
@@ -47,7 +47,7 @@ def load_pretrained(folder: str | Path) -> LanguageModel:
         raise ConversionError(
             "quantization_config is set: quantised tensors are not read here; use unquantised weights"
         )
-    spec = read_config(config).model_copy(update={"name": file.resolve().parent.name})
+    spec = read_config(config).model_copy(update={"name": name_of(file.resolve().parent.name)})
     chosen = family(str(config["model_type"]))
     shards = Shards(file.parent)
     table = _present(chosen.weights(spec), shards.files)

@@ -60,7 +60,12 @@ def load_config(path: str | Path) -> ModelSpec:
     file, config = read_json(path)
     spec = read_config(config)
     folder = file.resolve().parent.name
-    return spec.model_copy(update={"name": (folder if file.name == "config.json" and folder else file.stem)[:200]})
+    return spec.model_copy(update={"name": name_of(folder if file.name == "config.json" and folder else file.stem)})
+
+
+def name_of(text: str) -> str:
+    """A model's name from that of its file or folder, which may hold anything."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)[:200]
 
 
 def read_json(path: str | Path) -> tuple[Path, dict[str, Any]]:
@@ -99,7 +104,7 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
         raise
     except ValidationError as error:
         raise ConversionError(f"this {model_type} configuration describes no model: {explain(error)}") from error
-    except (ValueError, TypeError, KeyError, IndexError) as error:
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError) as error:
         raise ConversionError(f"this {model_type} configuration describes no model: {_plain(error)}") from error
     fields.finish()
     return spec

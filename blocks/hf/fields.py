@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+from archcompass.blocks.model.pattern import MAX_LAYERS
 from archcompass.errors import ConversionError, nearest
 
 NO_EFFECT = frozenset(
@@ -157,6 +158,8 @@ class Fields:
         value = self.take(key, default)
         if key in self and (isinstance(value, bool) or not isinstance(value, int)):
             self.refuse(key, value, "a whole number")
+        if key == "num_hidden_layers" and isinstance(value, int) and value > MAX_LAYERS:
+            self.refuse(key, value, f"at most {MAX_LAYERS}")
         return value
 
     def number(self, key: str, default: Any = _MISSING) -> Any:

@@ -17,6 +17,9 @@ VERSION = 1
 
 MAX_FILE_BYTES = 4 * 2**20
 
+MAX_YAML_LETTERS = 2**18
+"""The largest published model takes a fiftieth of this; reading as much takes about a second."""
+
 
 def dump(spec: ModelSpec) -> dict[str, Any]:
     """The file's content as plain data, defaults left out, header first."""
@@ -51,6 +54,18 @@ def write_text(path: Path, text: str) -> None:
         raise FileFormatError(f"{path} cannot be written: {error.strerror}") from error
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder and those above it, if need be.
+
+    Raises:
+        FileFormatError: something is in the way.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileFormatError(f"{folder} cannot be made: {error.strerror}") from error
+
+
 def read_mapping(path: Path) -> dict[str, Any]:
     """The mapping in a YAML or JSON file.
 
@@ -58,6 +73,10 @@ def read_mapping(path: Path) -> dict[str, Any]:
         FileFormatError: missing, too large, no text, tagged, empty, or no mapping.
     """
     text = read_text(path)
+    if len(text) > MAX_YAML_LETTERS:
+        raise FileFormatError(
+            f"{path.name} is {len(text):,} letters of YAML; the most this program reads is {MAX_YAML_LETTERS:,}"
+        )
     try:
         data = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:

@@ -5,8 +5,9 @@ What a schema cannot say (heads that divide, patterns that name blocks) is said 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from archcompass.blocks.base import known_blocks
@@ -19,7 +20,8 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 def schema() -> dict[str, Any]:
     """The schema of a whole file."""
     blocks = list(known_blocks().values())
-    names, made = models_json_schema([(model, "validation") for model in (ModelSpec, *blocks)])
+    models: list[tuple[type[BaseModel], Literal["validation"]]] = [(ModelSpec, "validation")]
+    names, made = models_json_schema([*models, *((block, "validation") for block in blocks)])
     definitions = made["$defs"]
     for block in blocks:
         # `kind` has a default in Python; in a file it says which block is meant.

@@ -37,7 +37,7 @@ class Residual(BaseModel):
         skip: what the block's output is added to: the stream, or the normed input of the block (MiniMax).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     position: Literal["pre", "post", "sandwich", "none"] = "pre"
     norm: AnyBlock = Field(default_factory=RMSNorm)
@@ -77,7 +77,7 @@ class ModelSpec(BaseModel):
             every place has for itself.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
     name: str = Field(default="model", max_length=200)
     model_type: str | None = Field(default=None, max_length=80)
@@ -95,6 +95,13 @@ class ModelSpec(BaseModel):
     residuals: dict[str, Residual] = Field(default_factory=dict)
     norm: AnyBlock | None = Field(default_factory=RMSNorm)
     shared: tuple[str, ...] = ()
+
+    @field_validator("name", "model_type")
+    @classmethod
+    def _can_be_printed(cls, value: str | None) -> str | None:
+        if value is not None and not value.isprintable():
+            raise SpecError(f"{value[:40]!r} holds a character that cannot be printed; write a name of plain letters")
+        return value
 
     @field_validator("layers")
     @classmethod
