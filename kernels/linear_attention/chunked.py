@@ -136,8 +136,8 @@ class _Fading(NamedTuple):
     """What a decay per head does inside chunks; a constant decay, alike in all, has one chunk in the second place.
 
     `read` and `running` are the log decay from the start of the chunk to where a token reads, and to where it has
-    written; `from_start` = e^read and `to_end` = e^(b_C - b) weigh values, [batch, chunks, C, groups, heads, 1];
-    `through` = e^(b_C) weighs columns of the state, [batch, chunks, groups, 1, heads * V].
+    written, [batch, chunks, groups, heads, C]; `from_start` = e^read and `to_end` = e^(b_C - b) weigh values, [batch,
+    chunks, C, groups, heads, 1]; `through` = e^(b_C) weighs columns of the state, [batch, chunks, groups, 1, heads * V].
     """
 
     read: Tensor
@@ -152,7 +152,7 @@ class _Fading(NamedTuple):
 
     def between(self) -> Tensor:
         """e^(b_i - b_j) on and below the diagonal, [batch, chunks, groups, heads, C, C]; above it, 1."""
-        i, j = self.read.permute(0, 1, 3, 4, 2).unsqueeze(-1), self.running.permute(0, 1, 3, 4, 2).unsqueeze(-2)
+        i, j = self.read.unsqueeze(-1), self.running.unsqueeze(-2)
         return (i - j).clamp(SMALLEST_EXPONENT[i.dtype], 0.0).exp()
 
 
@@ -167,6 +167,8 @@ def _fading(
     total = running[:, :, -1:]
     from_start, to_end = (_exp(x).to(value_dtype).unsqueeze(-1) for x in (read, total - running))
     through = _exp(total[:, :, 0]).repeat_interleave(value_dim, dim=-1).unsqueeze(-2)
+    # Contiguous by head, or every product with the scores would pay for the order of these.
+    read, running = (x.permute(0, 1, 3, 4, 2).contiguous() for x in (read, running))
     return _Fading(read, running, from_start, to_end, through)
 
 
