@@ -56,12 +56,13 @@ def advise_on(
     with progress("advising") as update:
         advice = run(workload, seconds=seconds, progress=update)
     data = advice.as_data()
+    # The files first: whoever reads the answer may close the pipe at any line.
+    written = [] if out is None else write(advice, out)
     if as_json:
         print_json(data)
     else:
         folder = None if out is None else str(out)
         show(data["recommendation"], profile=data["profile"], folder=folder, markdown=markdown)
-    if out is not None:
-        written = write(advice, out)
+    if written:
         told = console(error=True)
         told.print(f" Written: {', '.join(str(path) for path in written)}", markup=False, highlight=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from importlib import import_module
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from archcompass.advisor.cli.app import app
 
@@ -50,8 +50,15 @@ COMMANDS = {
 }
 
 
+_ASIDE: list[Any] = []
+"""Commands that were loaded before only the list was asked for, in one and the same process."""
+
+
 def register(arguments: list[str]) -> None:
     """Adds the command that `arguments` call; all of them for shell completion; the summaries when they call none."""
+    loaded = [known for known in (*_ASIDE, *app.registered_commands) if known.callback is not _summary]
+    app.registered_commands[:] = loaded
+    _ASIDE.clear()
     called = next((word for word in arguments if not word.startswith("-")), None)
     if any(key.endswith("_COMPLETE") for key in os.environ if key.startswith("_ARCHCOMPASS")):
         for file in dict.fromkeys(command.file for command in COMMANDS.values()):
@@ -59,6 +66,8 @@ def register(arguments: list[str]) -> None:
     elif called in COMMANDS:
         import_module(f"archcompass.advisor.cli.{COMMANDS[called].file}")
     else:
+        _ASIDE.extend(loaded)
+        app.registered_commands.clear()
         for name, command in COMMANDS.items():
             app.command(name, help=command.summary)(_summary)
 

@@ -18,7 +18,7 @@ VERSION = 1
 MAX_FILE_BYTES = 4 * 2**20
 
 MAX_YAML_LETTERS = 2**18
-"""The largest published model takes a fiftieth of this; reading as much takes about a second."""
+"""The largest published model takes a two-hundredth of this; reading so much takes about a second."""
 
 
 def dump(spec: ModelSpec) -> dict[str, Any]:
