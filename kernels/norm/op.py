@@ -145,7 +145,7 @@ def _by_blocks(
         return _in_place(x, gate, *rest)
     rows, out = x.flatten(0, -2), torch.empty(x.shape, dtype=x.dtype)
     gates = None if gate is None else gate.flatten(0, -2)
-    step = max(1, CACHED_ELEMENTS // x.shape[-1])
+    step = max(1, torch.get_num_threads() * CACHED_ELEMENTS // x.shape[-1])
     for start in range(0, rows.shape[0], step):
         here = slice(start, start + step)
         out.view(rows.shape)[here] = _in_place(rows[here], None if gates is None else gates[here], *rest)
