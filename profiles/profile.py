@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from shlex import quote
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -150,6 +151,7 @@ def profile(
     engine: Engine = "native",
     seconds: float = 45.0,
     progress: Callable[[float, str], None] | None = None,
+    called: str | None = None,
 ) -> ProfileReport:
     """Memory and speed of `spec`.
 
@@ -160,6 +162,7 @@ def profile(
         batch, prompt, generate, precision, kv_precision, mode, engine: see `Request`.
         seconds: about how long measuring may take.
         progress: told (share done, what is done now).
+        called: what the command line would call this model, a path perhaps; None takes its name.
 
     Raises:
         InputError: an impossible number, or a device this machine lacks.
@@ -196,7 +199,7 @@ def profile(
         prompt=prompt,
         generate=generate,
         profiles=entries,
-        check=_check(spec, request, target),
+        check=_check(called or spec.name, request, target),
     )
 
 
@@ -371,10 +374,10 @@ def _why(prediction: Prediction) -> str:
     return "data sheet with ordinary efficiencies; nothing was measured on this machine"
 
 
-def _check(spec: ModelSpec, request: Request, hardware: Hardware | None) -> str:
+def _check(called: str, request: Request, hardware: Hardware | None) -> str:
     """The command that measures the same question."""
     device = "cpu" if hardware is None or hardware.is_cpu else "cuda"
     return (
-        f"archcompass profile {spec.name} --device {device} --precision {request.activations} --batch {request.batch} "
+        f"archcompass profile {quote(called)} --device {device} --precision {request.activations} --batch {request.batch} "
         f"--prompt {request.prompt} --generate {request.generate} --mode {request.mode}"
     )

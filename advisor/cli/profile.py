@@ -72,7 +72,9 @@ def profile(
     }
     spec = load(model)
     with progress("measuring", quiet=device is None) as update:
-        report = run(spec, progress=update, **{key: value for key, value in asked.items() if value is not None})
+        report = run(
+            spec, progress=update, called=model, **{key: value for key, value in asked.items() if value is not None}
+        )
     data = report.model_dump(mode="json")
     if as_json:
         print_json(data)

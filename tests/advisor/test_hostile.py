@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import string
 import struct
 import sys
@@ -22,6 +23,7 @@ from archcompass.blocks.model.files import MAX_FILE_BYTES, dump, load, parse, to
 from archcompass.blocks.model.spec import ModelSpec
 from archcompass.blocks.zoo import published
 from archcompass.errors import ArchcompassError, FileFormatError, InputError
+from archcompass.profiles.profile import profile
 
 MODEL = """
 archcompass: 1
@@ -371,6 +373,27 @@ def test_a_written_file_replaces_a_link_and_not_what_it_points_to(place: Path) -
     write_text(place / "model.yaml", to_yaml(published("llama-3.1-8b")))
     assert not (place / "model.yaml").is_symlink()
     assert load(place / "model.yaml") == published("llama-3.1-8b")
+
+
+def test_a_write_that_fails_leaves_the_old_file(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_text(place / "model.yaml", "old")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(FileFormatError, match="No space left"):
+        write_text(place / "model.yaml", "new")
+    assert (place / "model.yaml").read_text() == "old"
+    assert [path.name for path in place.iterdir()] == ["model.yaml"]
+
+
+def test_the_command_that_a_report_suggests_is_safe_to_paste(cli: Cli, place: Path) -> None:
+    (place / "a b; touch owned.yaml").write_text(MODEL)
+    done = cli("profile", "a b; touch owned.yaml", "--gpu", "l4", "--json")
+    assert shlex.split(json.loads(done.out)["check"])[:3] == ["archcompass", "profile", "a b; touch owned.yaml"]
+    spec = parse(yaml.safe_load(MODEL) | {"name": "$(touch owned)"})
+    assert shlex.split(profile(spec, gpu="l4").check)[2] == "$(touch owned)"
 
 
 WRITERS = {
