@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 EXAMPLE ?= examples/corporate-archive.yaml
 export PYTHONSAFEPATH := 1
 
-.PHONY: advise test lint types format wheel clean
+.PHONY: advise test lint types format wheel kernels-aot clean
 
 advise: $(VENV)/.installed
 	$(BIN)/archcompass advise $(EXAMPLE) -o out/
@@ -23,6 +23,10 @@ types: $(VENV)/.installed-test
 format: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Every Triton kernel and every table row, compiled for six GPU architectures; minutes.
+kernels-aot: $(VENV)/.installed-test
+	$(BIN)/python -P tools/kernels_aot.py
 
 wheel: $(VENV)/.installed-test
 	$(BIN)/python -m build
