@@ -9,15 +9,15 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from archcompass.advisor.pictures import gather
 from archcompass.advisor.reading import Reading
 from archcompass.advisor.recommend import Recommendation, recommend
+from archcompass.advisor.result import Result
 from archcompass.advisor.sizing.ask import Ask
 from archcompass.advisor.workload import Workload
 from archcompass.blocks.model.files import to_yaml, write_text
@@ -27,7 +27,8 @@ from archcompass.profiles.profile import ProfileReport, profile
 Progress = Callable[[float, str], None]
 
 
-class Advice(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class Advice(Result):
     """The answer and what its pick does: predicted for the card asked for, measured where we run.
 
     Attributes:
@@ -36,8 +37,6 @@ class Advice(BaseModel):
         pictures: what the report draws beyond them (see pictures.py).
         versions: of what made these numbers.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     workload: Workload
     recommendation: Recommendation

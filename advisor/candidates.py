@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from archcompass.advisor.decide import Decision, Veto
+from archcompass.advisor.result import Result
 from archcompass.advisor.sizing.adapters import training_days, training_tokens
 from archcompass.advisor.sizing.ask import MARGIN, Ask
 from archcompass.advisor.sizing.search import Sized
@@ -39,17 +39,17 @@ PRICES: dict[Family, tuple[str, ...]] = {
 }
 
 
-class Marginal(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class Marginal(Result):
     """What one more of something would cost, all else equal."""
-
-    model_config = ConfigDict(frozen=True)
 
     what: str
     memory_bytes: float
     decode_percent: float | None
 
 
-class Candidate(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class Candidate(Result):
     """One family, sized.
 
     Attributes:
@@ -66,8 +66,6 @@ class Candidate(BaseModel):
         split: how it lies on several cards; None on one.
         training: tokens and days when it is trained; None otherwise.
     """
-
-    model_config = ConfigDict(frozen=True, protected_namespaces=())
 
     family: Family
     rank: int

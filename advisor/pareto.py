@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from math import sqrt
 
-from pydantic import BaseModel, ConfigDict
-
 from archcompass.advisor.candidates import short_name
+from archcompass.advisor.result import Result
 from archcompass.advisor.sizing.ask import Ask
 from archcompass.advisor.sizing.search import Sized, fits, ledger, times, useful
 from archcompass.advisor.sizing.shapes import Family, Shape, Style, build_spec
@@ -17,7 +17,8 @@ SHARES = (1.0, 0.5, 0.25, 0.125)
 """Sizes that are looked at, as shares of each family's largest."""
 
 
-class Point(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class Point(Result):
     """One model on the front.
 
     Attributes:
@@ -26,8 +27,6 @@ class Point(BaseModel):
         memory_bytes: over all cards.
         per_user: tokens per second for each user.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     family: Family
     name: str

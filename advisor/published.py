@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Container
-
-from pydantic import BaseModel, ConfigDict
+from dataclasses import dataclass
 
 from archcompass.advisor.catalogue import family
 from archcompass.advisor.decide import Decision
+from archcompass.advisor.result import Result
 from archcompass.advisor.sizing.ask import Ask
 from archcompass.advisor.sizing.search import Sized, held_by
 from archcompass.advisor.units import say_bytes, say_count
@@ -18,11 +18,12 @@ from archcompass.profiles.predict import predict
 WRITTEN = ("text", "code", "logs")
 """Modalities that the published models read."""
 
-LOOKED_AT, NAMED = 12, 5
+LOOKED_AT, NAMED = 8, 5
 """How many of the nearest in size are looked at, and how many of those are named."""
 
 
-class Existing(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class Existing(Result):
     """A published model under this load on this machine.
 
     Attributes:
@@ -34,8 +35,6 @@ class Existing(BaseModel):
         licence, source: of weights and figures.
         why: how it compares with the recommendation.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     name: str
     family: str

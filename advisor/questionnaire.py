@@ -243,7 +243,7 @@ class Interview:
     @property
     def workload(self) -> Workload:
         """The workload as far as it is known; what is not known has its default."""
-        return Workload.model_validate(self.answers)
+        return Workload(**self.answers)
 
     def take(self, option: Option) -> None:
         """Takes an offered answer to the current question."""
@@ -267,7 +267,7 @@ class Interview:
             close = nearest(text, offered, count=1)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
             raise InputError(f"{question.key} is {text!r}; choose {', '.join(offered)}{hint}")
-        Workload.model_validate(self.answers | {question.free: text})
+        Workload(**self.answers | {question.free: text})
         return self._give({question.free: text})
 
     def back(self) -> None:
@@ -284,7 +284,7 @@ def settled(interview: Interview, family_of: Callable[[Workload], str]) -> bool:
     answers = interview.answers
     now = family_of(interview.workload)
     return all(
-        family_of(Workload.model_validate(answers | dict(option.sets))) == now
+        family_of(Workload(**answers | dict(option.sets))) == now
         for question in interview.open
         for option in question.options[1:]
     )

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from math import exp
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict
+from typing import TYPE_CHECKING, Any, Literal
 
 from archcompass.advisor.candidates import Candidate, candidate
 from archcompass.advisor.decide import Decision, Veto
 from archcompass.advisor.derived import HONEST_TOKENS, Quantity, derived
 from archcompass.advisor.notes import contradictions, notes
-from archcompass.advisor.pareto import Point, front
 from archcompass.advisor.published import Existing, existing
+from archcompass.advisor.result import Result
 from archcompass.advisor.rules import Finding
 from archcompass.advisor.sensitivity import Flip, flips
 from archcompass.advisor.sizing.ask import MARGIN
@@ -21,8 +20,12 @@ from archcompass.advisor.sizing.shapes import FAMILIES, Family
 from archcompass.advisor.units import say_bytes, say_count, say_tokens
 from archcompass.advisor.workload import Workload
 
+if TYPE_CHECKING:
+    from archcompass.advisor.pareto import Point
 
-class Recommendation(BaseModel):
+
+@dataclass(frozen=True, kw_only=True)
+class Recommendation(Result):
     """What `recommend` answers; `model_dump(mode="json")` is what `recommend --json` prints.
 
     Attributes:
@@ -39,8 +42,6 @@ class Recommendation(BaseModel):
         front: models no other of which is better, smaller and faster at once; only with high effort.
         refusal: one line when nothing fits, else None; `needs_bytes` and `nearest` say what would.
     """
-
-    model_config = ConfigDict(frozen=True, protected_namespaces=())
 
     workload: Workload
     family: Family
@@ -59,7 +60,7 @@ class Recommendation(BaseModel):
     front: list[Point]
     refusal: str | None = None
     needs_bytes: float | None = None
-    nearest: list[str] = []
+    nearest: list[str] = field(default_factory=list)
 
     @property
     def pick(self) -> Candidate:
@@ -101,11 +102,17 @@ def recommend(
         contradictions=said,
         hardware=machine(decision),
         doubts=doubts,
-        front=front(decision.ask, sizes) if effort == "high" else [],
+        front=_front(decision, sizes) if effort == "high" else [],
         refusal=refused,
         needs_bytes=needs,
         nearest=nearest,
     )
+
+
+def _front(decision: Decision, sizes: dict[Family, Sized]) -> list[Point]:
+    from archcompass.advisor.pareto import front
+
+    return front(decision.ask, sizes)
 
 
 def machine(decision: Decision) -> dict[str, Any]:

@@ -9,18 +9,19 @@ words are tried one step at a time, nearest first. Only the decision is asked, n
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from math import log2, sqrt
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from archcompass.advisor.decide import Decision, family_of, trusted_family
+from archcompass.advisor.result import Result
 from archcompass.advisor.sizing.shapes import Family
 from archcompass.advisor.units import say_bytes, say_tokens
 from archcompass.advisor.workload import Workload, choices
 
 
-class Flip(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class Flip(Result):
     """A change of one input that changes the family.
 
     Attributes:
@@ -29,8 +30,6 @@ class Flip(BaseModel):
         key, value: the input and a value at which the answer is that family.
         distance: octaves for numbers, steps for words; small is near.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     change: str
     family: Family

@@ -14,8 +14,8 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from importlib.resources import files
 from math import exp, log
+from pathlib import Path
 from typing import Any
 
 from archcompass.blocks.base import Op
@@ -344,7 +344,7 @@ def _curve_from_json(data: Mapping[str, Any]) -> Curve:
 @lru_cache(maxsize=64)
 def shipped(name: str) -> Efficiency | None:
     """A table that came with the package, by its file's name; None when there is none."""
-    source = files("archcompass.profiles").joinpath(f"data/efficiency/{name}.json")
+    source = Path(__file__).parent / f"data/efficiency/{name}.json"
     if not source.is_file():
         return None
     return from_json(json.loads(source.read_text(encoding="utf-8")), where=f"data/efficiency/{name}.json")

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from archcompass.errors import InputError, UnknownNameError
@@ -178,7 +178,7 @@ def with_memory(hardware: Hardware, memory_bytes: float) -> Hardware:
 
 @cache
 def _table() -> dict[str, Any]:
-    text = files("archcompass.profiles").joinpath("data/gpus.json").read_text(encoding="utf-8")
+    text = (Path(__file__).parent / "data/gpus.json").read_text(encoding="utf-8")
     table: dict[str, Any] = json.loads(text)
     return table
 

@@ -6,7 +6,6 @@ import json
 import os
 import re
 from functools import lru_cache
-from importlib.resources import files
 from pathlib import Path
 
 from archcompass.errors import FileFormatError, InputError
@@ -48,7 +47,7 @@ def efficiency_of(hardware: Hardware, engine: Engine = "native") -> Efficiency:
 @lru_cache(maxsize=64)
 def _fitted(engine: Engine, vendor: str, kind: str, identifier: str) -> Efficiency:
     """The table of an engine, from data/engines.json: fitted to public figures of cards of this vendor, or refused."""
-    source = files("archcompass.profiles").joinpath("data/engines.json")
+    source = Path(__file__).parent / "data/engines.json"
     fits = json.loads(source.read_text(encoding="utf-8"))["engines"].get(engine, {})
     if vendor not in fits:
         known = ", ".join(sorted(fits)) or "no card at all"

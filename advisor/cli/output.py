@@ -6,6 +6,7 @@ leaves through here.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -67,6 +68,7 @@ def fail(message: str) -> None:
 @contextmanager
 def progress(title: str, *, quiet: bool = False) -> Iterator[Any]:
     """A progress bar on stderr. Yields `update(share_done, what)`, which may be called as often as one likes."""
+    gc.enable()
     if quiet:
         yield lambda _share, _what="": None
         return

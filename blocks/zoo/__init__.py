@@ -108,5 +108,6 @@ def published(name: str) -> ModelSpec:
 
 
 def _read(name: str) -> dict[str, Any]:
-    facts: dict[str, Any] = json.loads((_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    with open(f"{_FOLDER}/{name}.json", "rb") as file:
+        facts: dict[str, Any] = json.load(file)
     return facts
