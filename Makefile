@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 EXAMPLE ?= examples/corporate-archive.yaml
 export PYTHONSAFEPATH := 1
 
-.PHONY: advise test lint types format wheel kernels-aot clean
+.PHONY: advise test lint types format wheel kernels-aot gpu clean
 
 advise: $(VENV)/.installed
 	$(BIN)/archcompass advise $(EXAMPLE) -o out/
@@ -27,6 +27,10 @@ format: $(VENV)/.installed-test
 # Every Triton kernel and every table row, compiled for six GPU architectures; minutes.
 kernels-aot: $(VENV)/.installed-test
 	$(BIN)/python -P tools/kernels_aot.py
+
+# Every kernel on this machine's GPU: right first, then timed beside its peers; under nine minutes.
+gpu: $(VENV)/.installed
+	$(BIN)/python -P benchmarks/gpu.py --out benchmarks/results/gpu.json
 
 wheel: $(VENV)/.installed-test
 	$(BIN)/python -m build
