@@ -83,6 +83,7 @@ def schema(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="The file; stdout if not given.", show_default=False)
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """The JSON Schema of a model's YAML, every registered block included.
 
@@ -94,5 +95,7 @@ def schema(
     text = json.dumps(made(), indent=2) + "\n"
     if out is None:
         sys.stdout.write(text)
-    else:
-        write_text(out, text)
+        return
+    write_text(out, text)
+    if as_json:
+        print_json({"written": str(out), "bytes": len(text.encode())})

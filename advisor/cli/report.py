@@ -25,6 +25,7 @@ def report(
         Path | None,
         typer.Option("-o", "--out", help="The page; report.html beside the file if not given.", show_default=False),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """A saved report.json as one self-contained HTML page.
 
@@ -37,7 +38,9 @@ def report(
     with understood(saved):
         text = page(read(saved), f"archcompass report {saved}")
     write_text(target, text)
-    console(error=True).print(f" Written: {target}", markup=False, highlight=False)
+    if as_json:
+        return print_json({"written": str(target), "bytes": len(text.encode())})
+    return console(error=True).print(f" Written: {target}", markup=False, highlight=False)
 
 
 @app.command()

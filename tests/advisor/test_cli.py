@@ -286,3 +286,9 @@ def test_the_list_of_commands_says_what_each_command_says_of_itself() -> None:
     for name, command in COMMANDS.items():
         function = getattr(import_module(f"archcompass.advisor.cli.{command.file}"), name)
         assert function.__doc__.strip().splitlines()[0] == command.summary, name
+
+
+def test_every_command_answers_in_json(cli: Callable[..., Done]) -> None:
+    from archcompass.advisor.cli.commands import COMMANDS
+
+    assert [name for name in COMMANDS if "--json" not in cli(name, "--help").out] == []
