@@ -20,7 +20,7 @@ def test_there_are_at_most_ten_questions_and_each_says_why() -> None:
 @pytest.mark.parametrize("question", QUESTIONS, ids=lambda question: question.key)
 def test_every_offered_answer_is_a_sound_workload(question: object) -> None:
     for option in question.options:  # type: ignore[attr-defined]
-        Workload(**option.sets)
+        assert set(Workload(**option.sets).given) == set(option.sets)
 
 
 def test_defaults_all_the_way_make_the_default_workload() -> None:
