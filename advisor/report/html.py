@@ -122,7 +122,9 @@ def _card(candidate: Data, profile: Data | None) -> str:
         "fits": escape(facts.verdict(candidate)),
     }
     if profile is not None:
-        rows["measured / predicted here"] = escape(facts.ratio(profile))
+        rows["measured"] = _told(
+            facts.ratio(profile), "measured on this machine over predicted for the same run: prefill / decode"
+        )
     cells = "".join(f"<dt>{key}</dt><dd>{value}</dd>" for key, value in rows.items())
     prices = "".join(f"<li>{escape(price)}</li>" for price in candidate["price"])
     family = escape(candidate["family"])
