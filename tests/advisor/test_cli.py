@@ -159,6 +159,11 @@ BAD_MODELS = {
     "width": ("hidden_size: 64", "hidden_size: 0", "hidden_size"),
     "key": ("intermediate_size", "intermediate_sise", "intermediate_size"),
     "kind": ("kind: gated_mlp", "kind: gated_mlpp", "gated_mlp"),
+    "experts": (
+        "{kind: gated_mlp, intermediate_size: 128}",
+        "{kind: moe, num_experts: 4, num_experts_per_tok: 8, moe_intermediate_size: 64}",
+        "num_experts_per_tok (8)",
+    ),
     "header": ("archcompass: 1", "archcompass: 7", "archcompass"),
     "pattern": ("2*(attention mlp)", "2*(attention mlp", "never closed"),
     "name": ("2*(attention mlp)", "2*(attention mpl)", "mlp"),
