@@ -1,8 +1,9 @@
 """Makes Triton's interpreter trustworthy: bfloat16 that computes, scans that are not loops, and no wild pointers.
 
 Triton 3.9's interpreter keeps bfloat16 as bit patterns and does arithmetic on the patterns, rounds float32 to bfloat16
-towards zero, combines scans element by element in Python, and reads whatever lies at an address. `install` mends all
-four. It must run before the first kernel does, in a process where TRITON_INTERPRET was set before triton was imported.
+towards zero, combines scans element by element in Python, and reads whatever lies at an address; that of 3.6 cannot count
+to a number it has loaded. `install` mends all five. It must run before the first kernel does, in a process where
+TRITON_INTERPRET was set before triton was imported.
 """
 
 import os
@@ -32,6 +33,7 @@ def install() -> None:
         _widen_reduction(operation)
     ScanOps.generic_scan = _scan
     ReduceOps.generic_reduce = _reduce
+    _mend_index()
     _check_bounds()
     _patch_language_once()
 
@@ -146,6 +148,17 @@ def _reduce(self: Any, inputs: Any) -> list[Any]:
     if not self.keep_dims:
         total = [x.item() if x.ndim == 1 else np.squeeze(x, axis) for x in total]
     return [self.to_tensor(x, given.dtype) for x, given in zip(total, inputs, strict=True)]
+
+
+def _mend_index() -> None:
+    """A tensor of one element as a Python integer: numpy 2.4 refuses the way Triton 3.6 asks for it."""
+    plain = interpreter._patch_lang_tensor
+
+    def patch(tensor: Any, scope: Any) -> None:
+        plain(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
+
+    interpreter._patch_lang_tensor = patch
 
 
 def _check_bounds() -> None:
