@@ -142,14 +142,14 @@ def _moe_backward(
     scale_input: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     act = Activation(activation, gated, alpha, limit, up_offset)
-    groups = _by_expert(experts, gate_up.shape[0])
+    groups = by_expert(experts, gate_up.shape[0])
     wide = torch.promote_types(x.dtype, torch.float32)
     rows, g = (t.index_select(0, groups.token) for t in (x, grad))
     scale = weights.flatten()[groups.order, None]
     inner = act(before)
-    d_inner = _multiply(g, down, None, groups)  # not yet multiplied by the routing weight
+    d_inner = multiply(g, down, None, groups)  # not yet multiplied by the routing weight
     d_before = act.backward(d_inner if scale_input else d_inner * scale, before)
-    d_rows = _multiply(d_before, gate_up, None, groups)
+    d_rows = multiply(d_before, gate_up, None, groups)
     if scale_input:
         d_scale = (d_rows * rows).sum(-1, dtype=wide)
         d_rows, rows = d_rows * scale, rows * scale
@@ -226,7 +226,7 @@ def _forward(
     if x.shape[0] == 1 and not keep:
         tensors = (x, weights, experts, gate_up, down, gate_up_bias, down_bias)
         return _single_token(*tensors, act, scale_input), x.new_empty(0, gate_up.shape[1])
-    groups = _by_expert(experts, gate_up.shape[0])
+    groups = by_expert(experts, gate_up.shape[0])
     rows = x.index_select(0, groups.token)
     if scale_input:
         rows *= weights.flatten()[groups.order, None]
@@ -234,8 +234,8 @@ def _forward(
     if large and x.dtype == torch.float32 and not keep:
         out = _one_by_one(rows, gate_up, down, gate_up_bias, down_bias, act, groups)
         return _combine(out, groups.order, experts.shape, None if scale_input else weights), x.new_empty(0, 0)
-    before = _multiply(rows, gate_up.transpose(1, 2), gate_up_bias, groups)
-    out = _multiply(act(before), down.transpose(1, 2), down_bias, groups)
+    before = multiply(rows, gate_up.transpose(1, 2), gate_up_bias, groups)
+    out = multiply(act(before), down.transpose(1, 2), down_bias, groups)
     result = _combine(out, groups.order, experts.shape, None if scale_input else weights)
     return result, before if keep else x.new_empty(0, gate_up.shape[1])
 
@@ -279,7 +279,8 @@ class Groups:
             start = end
 
 
-def _by_expert(experts: Tensor, count: int) -> Groups:
+def by_expert(experts: Tensor, count: int) -> Groups:
+    """The pairs of [tokens, k] chosen experts, sorted by which of the `count` experts they chose."""
     chosen, order = experts.flatten().sort(stable=True)
     ends = torch.bincount(chosen, minlength=count).cumsum(0, dtype=torch.int32)
     return Groups(order, order // experts.shape[1], chosen, ends)
@@ -302,7 +303,7 @@ def _one_by_one(
     return out if down_bias is None else out.add_(down_bias[groups.chosen])
 
 
-def _multiply(rows: Tensor, matrices: Tensor, bias: Tensor | None, groups: Groups) -> Tensor:
+def multiply(rows: Tensor, matrices: Tensor, bias: Tensor | None, groups: Groups) -> Tensor:
     """Each row times the [K, N] matrix of its expert, plus its expert's bias."""
     if _takes_grouped_mm(rows, matrices):
         out: Tensor = GROUPED_MM(rows, matrices, offs=groups.ends)

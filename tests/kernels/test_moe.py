@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from archcompass.errors import InputError
 from archcompass.kernels.moe import expected_distinct_experts, explain, load_balance_loss, moe_cost, moe_mlp, route
 from archcompass.kernels.moe.activations import Activation
-from archcompass.kernels.moe.grouped import _by_expert, grouped_mm_obstacle, moe_grouped, moe_grouped_mm
+from archcompass.kernels.moe.grouped import by_expert, grouped_mm_obstacle, moe_grouped, moe_grouped_mm
 
 GPT_OSS = {"activation": "swish", "alpha": 1.702, "limit": 0.5, "up_offset": 1.0}
 ACTIVATIONS: dict[str, dict[str, Any]] = {
@@ -134,7 +134,7 @@ def test_explain_says_who_runs_the_experts_and_what_grouped_mm_wants() -> None:
 def test_every_choice_lands_in_exactly_one_run_of_its_expert() -> None:
     chosen = torch.rand(50, 13).topk(3).indices  # a prime number of experts
     chosen[chosen == 5] = 6  # and an idle one
-    groups = _by_expert(chosen, 13)
+    groups = by_expert(chosen, 13)
     assert torch.equal(groups.order.sort().values, torch.arange(150))
     spans = list(groups.runs())
     assert sum(span.stop - span.start for _, span in spans) == 150
