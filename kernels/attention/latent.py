@@ -9,12 +9,10 @@ import torch
 from torch import Tensor
 
 from archcompass.errors import InputError
-from archcompass.kernels.attention.intervals import intervals
 from archcompass.kernels.attention.op import attention
-from archcompass.kernels.attention.pieces import Visibility
 from archcompass.kernels.dispatch import Choice, choose
 
-WIDEST_LATENT = 1024
+WIDEST_LATENT = 512
 
 
 def latent_attention(
@@ -35,7 +33,7 @@ def latent_attention(
         rank: width of the latent.
         scale: of the scores; that of the expanded heads, so not a function of these widths.
         padding: [batch] integers, left padding of each row.
-        backend: "auto", "reference", "torch" or "triton". The Triton kernel has no gradient.
+        backend: "auto", "reference", "torch" or "triton".
         strict: with "auto", refuse to fall back from the fastest backend.
 
     Returns:
@@ -52,11 +50,9 @@ def latent_attention(
         serving = "reference" if choice.backend == "reference" else "auto"
         return _only(attention(q, keys, keys[..., :rank], scale=scale, padding=padding, backend=serving))
     if choice.backend == "triton":
-        from archcompass.kernels.attention.triton_decode import latent_split
+        from archcompass.kernels.attention.triton_op import latent_triton
 
-        see = Visibility(True, None, None, 0, scale, None)
-        ends = intervals(q.shape[1], latents.shape[1], see, padding, None, q.device)
-        return latent_split(q, latents, rank, *ends, scale)
+        return latent_triton(q, latents, padding, rank, scale)
     # The whole row serves as value too: the surplus columns cost less than a copy of the cache without them.
     return _only(attention(q, keys, keys, scale=scale, padding=padding, backend="torch"))[..., :rank]
 
@@ -68,8 +64,6 @@ def explain(q: Tensor, latents: Tensor, rank: int, *, backend: str = "auto", str
         refusals["triton"] = f"latents in {q.dtype} do not fit a tile; the kernel takes the half types"
     elif rank > WIDEST_LATENT:
         refusals["triton"] = f"a latent of {rank} is wider than {WIDEST_LATENT}, which is what a tile holds"
-    elif torch.is_grad_enabled() and (q.requires_grad or latents.requires_grad):
-        refusals["triton"] = "the kernel has no gradient"
     return choose("latent_attention", backend, q.device, refusals=refusals, strict=strict)
 
 

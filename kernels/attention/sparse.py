@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from archcompass.errors import InputError
-from archcompass.kernels.attention.intervals import intervals
 from archcompass.kernels.attention.op import refusals as unsuited
-from archcompass.kernels.attention.pieces import Visibility
 from archcompass.kernels.attention.reference import attention_mask
 from archcompass.kernels.dispatch import Choice, choose
 
@@ -38,7 +36,7 @@ def sparse_attention(
             no block twice, -1 for an unused slot. Blocks in the future are invisible.
         block_size: keys per block, a multiple of 16 for the Triton kernel.
         scale: D ** -0.5 when None.
-        backend: "auto", "reference", "torch" or "triton". The Triton kernel has no gradient.
+        backend: "auto", "reference", "torch" or "triton".
         strict: with "auto", refuse to fall back from the fastest backend.
 
     Returns:
@@ -53,12 +51,9 @@ def sparse_attention(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     choice = explain(q, k, v, block_size, backend=backend, strict=strict)
     if choice.backend == "triton":
-        from archcompass.kernels.attention.triton_decode import split
+        from archcompass.kernels.attention.triton_op import sparse_triton
 
-        see = Visibility(True, None, None, 0, scale, None)
-        ends = intervals(q.shape[1], k.shape[1], see, None, None, q.device)
-        out, lse = split(q, k, v, None, *ends, see, blocks.to(torch.int32).contiguous(), block_size)
-        return out, lse.transpose(1, 2)
+        return sparse_triton(q, k, v, blocks, block_size, scale)
     if choice.backend == "reference":
         return _reference(q, k, v, blocks, block_size, scale)
     return _gathered(q, k, v, blocks, block_size, scale)
@@ -69,8 +64,6 @@ def explain(q: Tensor, k: Tensor, v: Tensor, block_size: int, *, backend: str = 
     refusals = unsuited(q, v.shape[-1])
     if block_size % 16:
         refusals["triton"] = f"the kernel reads 16 keys at a time, which do not divide a block of {block_size}"
-    elif torch.is_grad_enabled() and (q.requires_grad or k.requires_grad):
-        refusals["triton"] = "the kernel has no gradient"
     return choose("sparse_attention", backend, q.device, refusals=refusals, strict=strict)
 
 

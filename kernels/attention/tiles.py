@@ -72,3 +72,23 @@ LATENT = Table(
         Row(Tile({"BLOCK_R": 16, "BLOCK_N": 16}, warps=4, stages=1)),
     ),
 )
+
+# Rows as wide as a latent (512 in the models there are), of queries, of their gradients, of latents and of a float32 sum.
+LATENT_BACKWARD = Table(
+    "attention.latent.backward",
+    (
+        Row(Tile({"BLOCK_R": 32, "BLOCK_N": 16}, warps=8, stages=1), shared_kib=120),
+        Row(Tile({"BLOCK_R": 16, "BLOCK_N": 16}, warps=8, stages=1)),
+    ),
+)
+
+# BLOCK_R rows are (query, head) pairs that chose a block.
+SPARSE_BACKWARD = Table(
+    "attention.sparse.backward",
+    (
+        Row(Tile({"BLOCK_R": 32, "BLOCK_N": 64}, warps=8, stages=2), upto=_half(256), shared_kib=90),
+        Row(Tile({"BLOCK_R": 32, "BLOCK_N": 32}, warps=8, stages=1), upto=_half(512), shared_kib=99),
+        Row(Tile({"BLOCK_R": 32, "BLOCK_N": 32}, warps=4, stages=1), upto=_half(256)),
+        Row(Tile({"BLOCK_R": 16, "BLOCK_N": 16}, warps=4, stages=1)),
+    ),
+)

@@ -2,8 +2,7 @@
 
 FlashDecoding (Dao et al. 2023). All heads of a key-value head are rows of one tile, so each key is read once. A split
 may also be a list of blocks of keys, chosen per query, which is block-sparse attention (MoBA, arXiv 2502.13189; NSA,
-arXiv 2502.11089) over the same merge. `latent_split` reads one tile of latents as both keys and values (absorbed
-multi-head latent attention, arXiv 2405.04434, section 2.1). Bandwidth-bound: a step reads every key and value once.
+arXiv 2502.11089) over the same merge. Bandwidth-bound: a step reads every key and value once.
 """
 
 import torch
@@ -12,8 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from archcompass.kernels.attention.pieces import Visibility
-from archcompass.kernels.attention.tiles import LATENT, SPLIT
-from archcompass.kernels.attention.triton_forward import LARGE, LOG2_E, _online_step, dot_precision, score_factors
+from archcompass.kernels.attention.tiles import SPLIT
+from archcompass.kernels.attention.triton_forward import LARGE, _online_step, dot_precision, score_factors
 from archcompass.kernels.cost import ceil_div
 from archcompass.kernels.tiles import next_power_of_two
 
@@ -96,66 +95,6 @@ def _attention_split_kernel(
     tl.store(lse_ptr + at, lse, mask=valid)
 
 
-@triton.jit(do_not_specialize=["new", "keys", "rows", "keys_per_split"])
-def _latent_split_kernel(
-    q_ptr, latent_ptr, first_ptr, last_ptr, part_ptr, lse_ptr,
-    q_batch, q_time, q_head, latent_batch, latent_time,
-    new, keys, rows, keys_per_split, inner,
-    HEADS: tl.constexpr, RANK: tl.constexpr, ROPE_DIM: tl.constexpr,
-    BLOCK_V: tl.constexpr, BLOCK_P: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """One split, BLOCK_R (query, head) rows: scores from the latent's RANK and ROPE_DIM columns, values its RANK."""
-    part = tl.program_id(0).to(tl.int64)
-    splits = tl.num_programs(0)
-    batch = tl.program_id(2).to(tl.int64)
-    row = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
-    query = row // HEADS
-    head = row % HEADS
-    valid = query < new
-    w = tl.arange(0, BLOCK_V)
-    p = tl.arange(0, BLOCK_P)
-    line = (batch % rows) * new
-    first = tl.load(first_ptr + line + query, mask=valid, other=0)
-    last = tl.load(last_ptr + line + query, mask=valid, other=0)
-    at = batch * q_batch + head[:, None] * q_head + query[:, None] * q_time
-    q = tl.load(q_ptr + at + w[None, :], mask=valid[:, None] & (w < RANK)[None, :], other=0.0)
-    q_rope = tl.load(q_ptr + at + RANK + p[None, :], mask=valid[:, None] & (p < ROPE_DIM)[None, :], other=0.0)
-    latent_ptr += batch * latent_batch
-    acc = tl.zeros((BLOCK_R, BLOCK_V), tl.float32)
-    top = tl.full((BLOCK_R,), float("-inf"), tl.float32)
-    total = tl.zeros((BLOCK_R,), tl.float32)
-    seeing = valid & (first < last)
-    low = tl.maximum(part * keys_per_split, tl.min(tl.where(seeing, first, LARGE), axis=0) // BLOCK_N * BLOCK_N)
-    high = tl.minimum((part + 1) * keys_per_split, tl.max(tl.where(seeing, last, 0), axis=0))
-    for start in range(low, high, BLOCK_N):
-        ahead = tl.arange(0, BLOCK_N)
-        n = start + ahead
-        there = (n < keys)[:, None]
-        here = latent_ptr + tl.cast(start, tl.int64) * latent_time
-        latent = tl.load(here + ahead[:, None] * latent_time + w[None, :], mask=there & (w < RANK)[None, :], other=0.0)
-        here += RANK
-        rope = tl.load(
-            here + ahead[:, None] * latent_time + p[None, :], mask=there & (p < ROPE_DIM)[None, :], other=0.0
-        )
-        scores = tl.dot(q, tl.trans(latent), input_precision=PRECISION)
-        scores = tl.dot(q_rope, tl.trans(rope), scores, input_precision=PRECISION) * inner
-        seen = (n[None, :] >= first[:, None]) & (n[None, :] < last[:, None])
-        scores = tl.where(seen, scores, float("-inf"))
-        higher = tl.maximum(top, tl.max(scores, axis=1))
-        anchor = tl.where(higher == float("-inf"), 0.0, higher)
-        weights = tl.exp2(scores - anchor[:, None])
-        kept = tl.exp2(top - anchor)
-        total = total * kept + tl.sum(weights, axis=1)
-        acc = tl.dot(weights.to(latent.dtype), latent, acc * kept[:, None], input_precision=PRECISION)
-        top = higher
-    acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
-    lse = tl.where(total == 0.0, float("-inf"), top + tl.log2(tl.where(total == 0.0, 1.0, total)))
-    at = ((batch * new + query) * HEADS + head) * splits + part
-    tl.store(part_ptr + at[:, None] * RANK + w[None, :], acc, mask=valid[:, None] & (w < RANK)[None, :])
-    tl.store(lse_ptr + at, lse, mask=valid)
-
-
 @triton.jit(do_not_specialize=["new", "splits"])
 def _attention_merge_kernel(
     part_ptr, part_lse_ptr, sinks_ptr, out_ptr, lse_ptr, new, splits,
@@ -209,45 +148,21 @@ def split(
     slots = 0 if blocks is None else blocks.shape[-1]
     splits = split_count(keys if blocks is None else slots * block_size, batch * kv_heads * tiles_of_queries)
     splits = splits if blocks is None else min(splits, max(1, slots))
-    part, part_lse = _parts(q, splits, value_dim)
+    part, part_lse = parts(q, splits, value_dim)
     if part.numel():
         block_d, block_v = next_power_of_two(key_dim), next_power_of_two(value_dim)
         block_r = next_power_of_two(group * (new if blocks is None else 1))
         tile = SPLIT.pick(q.device, row_bytes=max(block_d, block_v) * q.element_size(), rows=block_r)
-        step = min(tile.blocks["BLOCK_N"], block_size) if blocks is not None else tile.blocks["BLOCK_N"]
+        step = tile.blocks["BLOCK_N"] if blocks is None else min(tile.blocks["BLOCK_N"], next_power_of_two(block_size))
         inner, outer = score_factors(see)
         _attention_split_kernel[(splits, kv_heads * tiles_of_queries, batch)](
             q, k, v, first, last, blocks, part, part_lse, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-            new, keys, first.shape[0], _keys_per_split(keys, splits, step), slots, inner, outer,
+            new, keys, first.shape[0], keys_per_split(keys, splits, step), slots, inner, outer,
             HEADS=heads, GROUP=group, CAPPED=see.soft_cap is not None, KEY_DIM=key_dim, VALUE_DIM=value_dim,
             BLOCK_D=block_d, BLOCK_V=block_v, BLOCK_R=block_r, PRECISION=dot_precision(q.dtype),
             SPARSE_BLOCK=block_size, **{**tile.launch(), "BLOCK_N": step}, enable_fp_fusion=True,
         )  # fmt: skip
     return merge(part, part_lse, sinks, q)
-
-
-def latent_split(q: Tensor, latent: Tensor, rank: int, first: Tensor, last: Tensor, scale: float) -> Tensor:
-    """Launches absorbed latent attention; arguments as `latent.latent_attention`.
-
-    Returns:
-        [batch, new, heads, rank].
-    """
-    q, latent = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, latent))
-    batch, new, heads, width = q.shape
-    keys = latent.shape[1]
-    block_v, block_p = next_power_of_two(rank), next_power_of_two(width - rank)
-    tile = LATENT.pick(q.device, row_bytes=block_v * q.element_size())
-    tiles_of_rows = triton.cdiv(new * heads, tile.blocks["BLOCK_R"])
-    splits = split_count(keys, batch * tiles_of_rows)
-    part, part_lse = _parts(q, splits, rank)
-    if part.numel():
-        _latent_split_kernel[(splits, tiles_of_rows, batch)](
-            q, latent, first, last, part, part_lse, *q.stride()[:3], *latent.stride()[:2],
-            new, keys, first.shape[0], _keys_per_split(keys, splits, tile.blocks["BLOCK_N"]), scale * LOG2_E,
-            HEADS=heads, RANK=rank, ROPE_DIM=width - rank, BLOCK_V=block_v, BLOCK_P=block_p,
-            PRECISION=dot_precision(q.dtype), **tile.launch(), enable_fp_fusion=True,
-        )  # fmt: skip
-    return merge(part, part_lse, None, q)[0]
 
 
 def merge(part: Tensor, part_lse: Tensor, sinks: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -265,11 +180,13 @@ def merge(part: Tensor, part_lse: Tensor, sinks: Tensor | None, like: Tensor) ->
     return out, lse
 
 
-def _parts(q: Tensor, splits: int, value_dim: int) -> tuple[Tensor, Tensor]:
+def parts(q: Tensor, splits: int, value_dim: int) -> tuple[Tensor, Tensor]:
+    """Room for what the splits find: output [batch, new, heads, splits, Dv] and log-sum-exp, float32."""
     batch, new, heads, _ = q.shape
     part = q.new_empty(batch, new, heads, splits, value_dim, dtype=torch.float32)
     return part, q.new_empty(batch, new, heads, splits, dtype=torch.float32)
 
 
-def _keys_per_split(keys: int, splits: int, block: int) -> int:
+def keys_per_split(keys: int, splits: int, block: int) -> int:
+    """Whole blocks of keys for each split."""
     return ceil_div(ceil_div(keys, splits), block) * block

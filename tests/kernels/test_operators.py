@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from archcompass.kernels.attention import attention_cost
+from archcompass.kernels.attention import attention_cost, latent_attention_cost, sparse_attention_cost
 from archcompass.kernels.attention.pieces import Visibility
 from archcompass.kernels.moe import moe_cost
 from archcompass.kernels.moe.activations import Activation
@@ -44,6 +44,31 @@ def test_attention_counts_visible_pairs_and_seven_products_for_two() -> None:
     sizes = {"batch": 2, "new_tokens": 30, "keys": 40, "heads": 6, "kv_heads": 2, "key_dim": 16, "value_dim": 8}
     assert forward == attention_cost(**sizes, window=7, element_bytes=2).flops
     assert backward == forward * 7 // 2
+
+
+def test_latents_are_scored_twice_again_and_are_key_and_value_at_once() -> None:
+    from archcompass.kernels.attention.triton_op import latent_triton
+
+    q, latents = meta(2, 30, 6, 20), meta(2, 40, 20)
+    out, forward, backward = flops_of(lambda: latent_triton(q, latents, None, 16, 0.25), [q, latents])
+    assert out.shape == (2, 30, 6, 16)
+    sizes = {"batch": 2, "new_tokens": 30, "keys": 40, "heads": 6, "rank": 16, "rope_dim": 4, "element_bytes": 2}
+    assert forward == latent_attention_cost(**sizes).flops
+    assert backward * (20 + 16) == forward * (4 * 20 + 3 * 16)
+
+
+def test_chosen_blocks_count_whole_and_the_log_sum_exp_has_a_gradient() -> None:
+    from archcompass.kernels.attention.triton_op import sparse_triton
+
+    q, k, v = meta(2, 30, 6, 16), meta(2, 40, 2, 16), meta(2, 40, 2, 8)
+    blocks = torch.zeros(2, 30, 2, 3, dtype=torch.int64, device="meta")
+    (out, lse), forward, backward = flops_of(lambda: sparse_triton(q, k, v, blocks, 16, 0.25), [q, k, v])
+    assert out.shape == (2, 30, 6, 8)
+    assert lse.shape == (2, 30, 6)
+    assert lse.requires_grad
+    sizes = {"batch": 2, "new_tokens": 30, "heads": 6, "kv_heads": 2, "key_dim": 16, "value_dim": 8}
+    assert forward == sparse_attention_cost(**sizes, slots=3, block_size=16, element_bytes=2).flops
+    assert backward * (16 + 8) == forward * (4 * 16 + 3 * 8)
 
 
 @pytest.mark.parametrize("gated", [True, False])

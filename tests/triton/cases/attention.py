@@ -10,6 +10,8 @@ from archcompass.kernels.attention import (
     triton_backward,
     triton_decode,
     triton_forward,
+    triton_latent,
+    triton_sparse,
 )
 from archcompass.kernels.attention.intervals import intervals
 from archcompass.kernels.attention.pieces import Visibility
@@ -59,12 +61,12 @@ def _latent_inputs(new, keys):
     return {"q": torch.randn(2, new, 5, 68).double(), "latents": torch.randn(2, keys, 68).double()}
 
 
-def _sparse_inputs(new, keys, heads, kv_heads, width, block_size):
+def _sparse_inputs(new, keys, heads, kv_heads, width, block_size, batch=2):
     torch.manual_seed(0)
     count = -(-keys // block_size)
-    blocks = torch.rand(2, new, kv_heads, count).topk(min(4, count)).indices
+    blocks = torch.rand(batch, new, kv_heads, count).topk(min(4, count)).indices
     blocks[:, 0, :, 1] = -1
-    return {**_inputs(2, new, keys, heads, kv_heads, width, width), "blocks": blocks}
+    return {**_inputs(batch, new, keys, heads, kv_heads, width, width), "blocks": blocks}
 
 
 def _sparse(block_size):
@@ -90,8 +92,28 @@ AGREEMENTS += [
             q, latents, 48, scale=0.1, padding=torch.tensor([0, 38]), backend=backend
         ),
     ),
+    Agreement(
+        name="latent-prompt",
+        inputs=lambda: _latent_inputs(75, 90),
+        dtypes=HALF,
+        call=lambda backend, q, latents: latent_attention(
+            q, latents, 60, scale=0.1, padding=torch.tensor([0, 19]), backend=backend
+        ),
+        gradients=("q", "latents"),
+    ),
+    Agreement(
+        name="sparse-prompt-group-of-three",
+        inputs=lambda: _sparse_inputs(75, 90, 3, 1, 60, 48, batch=1),
+        call=_sparse(48),
+        gradients=("q", "k", "v"),
+    ),
     Agreement(name="sparse-step", inputs=lambda: _sparse_inputs(1, 300, 6, 2, 60, 32), call=_sparse(32)),
-    Agreement(name="sparse-prompt", inputs=lambda: _sparse_inputs(9, 70, 4, 1, 16, 16), call=_sparse(16)),
+    Agreement(
+        name="sparse-prompt",
+        inputs=lambda: _sparse_inputs(9, 70, 4, 1, 16, 16),
+        call=_sparse(16),
+        gradients=("q", "k", "v"),
+    ),
 ]
 
 CAUSAL = Visibility(True, None, None, 0, 0.1, None)
@@ -139,10 +161,29 @@ def _split_sparse(meta):
     triton_decode.split(q, k, v, None, *_ends(q, k, CAUSAL), CAUSAL, blocks, 64)
 
 
+def _backward_sparse(*shape, **kind):
+    def launch(meta):
+        q, k, v = _tensors(meta, *shape, **kind)
+        lse, blocks = (
+            meta(*q.shape[:1], q.shape[2], q.shape[1], dtype=torch.float32),
+            meta(*q.shape[:2], k.shape[2], 16),
+        )
+        grad = meta(*q.shape[:3], v.shape[3], dtype=q.dtype)
+        triton_sparse.backward(grad, lse, q, k, v, blocks.to(torch.int32), grad, lse, 64, 0.1)
+
+    return launch
+
+
+def _backward_latent(meta):
+    q, latents, grad = meta(2, 2048, 128, 576), meta(2, 4096, 576), meta(2, 2048, 128, 512)
+    lse = meta(2, 128, 2048, dtype=torch.float32)
+    triton_latent.backward(grad, q, latents, grad, lse, 512, *_ends(q, latents, CAUSAL), 0.1)
+
+
 def _latent(dtype=torch.bfloat16):
     def launch(meta):
         q, latents = meta(8, 1, 128, 576, dtype=dtype), meta(8, 8192, 576, dtype=dtype)
-        triton_decode.latent_split(q, latents, 512, *_ends(q, latents, CAUSAL), 0.1)
+        triton_latent.forward(q, latents, 512, *_ends(q, latents, CAUSAL), 0.1)
 
     return launch
 
@@ -152,6 +193,8 @@ BACKWARD = frozenset({"_attention_backward_keys_kernel", "_attention_backward_qu
 # At width 256 on the smallest register files: two registers of 128.
 SPILLS = {f"_attention_backward_queries_kernel@{capability}": 8 for capability in (86, 89)}
 SPLIT = frozenset({"_attention_split_kernel"})
+LATENT_BACKWARD = frozenset({"_latent_backward_keys_kernel", "_latent_backward_queries_kernel"})
+SPARSE_BACKWARD = frozenset({"_sparse_backward_keys_kernel", "_sparse_backward_queries_kernel"})
 
 COMPILATIONS = [
     *(
@@ -204,6 +247,22 @@ COMPILATIONS = [
         short=False,
     ),
     Compilation(name="latent-512-64", launch=_latent(), dots=frozenset({"_latent_split_kernel"})),
+    Compilation(name="backward-latent-512-64", launch=_backward_latent, dots=LATENT_BACKWARD),
+    *(
+        Compilation(
+            name=f"backward-sparse-{d}",
+            launch=_backward_sparse(1, 2048, 8192, 64, 4, d, d),
+            dots=SPARSE_BACKWARD,
+            short=d == 128,
+        )
+        for d in (64, 128, 256)
+    ),
+    Compilation(
+        name="backward-sparse-float32-128",
+        launch=_backward_sparse(1, 2048, 8192, 64, 4, 128, 128, dtype=torch.float32),
+        dots=SPARSE_BACKWARD,
+        short=False,
+    ),
     *(
         Compilation(
             name=f"forward-float32-{d}",
