@@ -1,4 +1,4 @@
-"""Block sizes of the linear attention kernels. What each needs is kept in benchmarks/results/kernels_aot.json."""
+"""Block sizes of the linear attention kernels. What each needs is kept in benchmarks/results/kernels_aot_triton_*.json."""
 
 from archcompass.kernels.tiles import Row, Table, Tile
 
