@@ -138,7 +138,8 @@ def _query_key_gradient_kernel(
     tl.store(dk_ptr + at, dk.to(dk_ptr.dtype.element_ty), mask=inside)
     if MODE == 1:
         by_query, by_key = tl.sum(queries * dq, axis=1), tl.sum(keys * dk, axis=1)
-        dg = tl.cumsum(by_query - by_key, axis=0, reverse=True) + tl.sum(at_end, axis=0)
+        # As one row of a matrix: Triton 3.6 fails on sm_100 where a product's sum is a vector that is summed once more.
+        dg = tl.cumsum(by_query - by_key, axis=0, reverse=True) + tl.sum(at_end[None, :], axis=1)
         if EXCLUSIVE:
             dg -= by_query
         partial = tl.program_id(1).to(tl.int64) * tokens

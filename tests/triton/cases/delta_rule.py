@@ -250,14 +250,14 @@ COMPILATIONS = [
     Compilation(
         name="scalar-k128-float32",
         launch=_delta_forward("scalar", dtype=torch.float32),
-        # Three TF32 products for each float32 one: the state does not quite stay in registers.
-        spill_bytes=ROUNDING | {"_state_kernel@90": 112, "_scores_kernel@100": 8},
+        # Three TF32 products for each float32 one: the state spills (112 bytes with Triton 3.9, 400 with 3.6).
+        spill_bytes=ROUNDING | {"_state_kernel@90": 400, "_scores_kernel@100": 8},
         short=False,
     ),
     Compilation(
         name="reverse-k128-float32",
         launch=_reverse_pass(dtype=torch.float32),
-        spill_bytes={"_state_backward_kernel@90": 8},
+        spill_bytes={"_state_backward_kernel@90": 288},  # 8 with Triton 3.9
         short=False,
     ),
     Compilation(name="dplr-k64", launch=_dplr_forward(), dots=FORWARD_DOTS),
