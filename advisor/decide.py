@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from archcompass.advisor.reading import Reading
 from archcompass.advisor.rules import RULES, Finding, findings
@@ -23,8 +24,7 @@ NO_RECURRENT_KERNELS = frozenset({"Google", "AWS", "Huawei"})
 """Vendors for whose accelerators neither Triton nor the engines in use bring kernels of recurrences."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Veto:
+class Veto(NamedTuple):
     """Why a family is not to be trusted with this workload, however well it fits."""
 
     family: Family

@@ -5,8 +5,7 @@ breadth, memory): else a longer context could change another answer behind the u
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from archcompass.advisor.units import UNBOUNDED
 
@@ -30,8 +29,7 @@ _REASONING = {"reason": "extreme", "code": "high", "agent": "high"}
 _REASONING |= dict.fromkeys(("chat", "qa", "rag", "summarize", "write"), "medium")
 
 
-@dataclass(frozen=True, slots=True)
-class Default:
+class Default(NamedTuple):
     """A value nobody gave, and the reason it was taken."""
 
     value: Any

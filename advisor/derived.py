@@ -7,7 +7,7 @@ cache outweighs the weights.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from archcompass.advisor.reading import Reading
 from archcompass.advisor.sizing.ask import Ask
@@ -26,8 +26,7 @@ USED_SHARE = {"lookup": (0.6, 0.7), "reasoning": (0.1, 0.2)}
 """Share of the advertised context that is used well: one or a few facts looked up, or several combined (RULER, NoLiMa)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Quantity:
+class Quantity(NamedTuple):
     """One derived number.
 
     Attributes:

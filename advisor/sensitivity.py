@@ -104,56 +104,52 @@ def _numbers(decision: Decision, family: Family) -> Iterator[Flip]:
         now = decision.reading.hardware.memory_bytes if key == "vram" else getattr(work, key)
         if not isinstance(now, int):
             continue
-        for end in (low, high):
+        reach = 2.0 ** FAR[key]
+        for end in (max(min(low, now), now / reach), min(max(high, now), now * reach)):
             flip = _nearest(work, family, key, now, end)
-            if flip is not None and flip.distance <= FAR[key]:
+            if flip is not None:
                 yield flip
 
 
-def _nearest(work: Workload, family: Family, key: str, now: int, end: int) -> Flip | None:
+def _nearest(work: Workload, family: Family, key: str, now: int, end: float) -> Flip | None:
     """Steps away from `now` towards `end` until the family changes, then bisects to the edge."""
-    if (end - now) == 0:
-        return None
+
+    def ask(value: float) -> Family | None:
+        """Another family that comes first at `value`, if one does."""
+        found = trusted_family(work.varied(**{key: round(value)}))
+        return None if found == family else found
+
     upward = end > now
     inside, outside, other = float(now), float(now), None
-    while inside != end:
-        outside = min(inside * FACTOR, end) if upward else max(inside / FACTOR, end)
-        other = trusted_family(work.varied(**{key: round(outside)}))
-        if other is not None and other != family:
-            break
-        inside = outside
-    if other is None or other == family:
+    while other is None and outside != end:
+        inside, outside = outside, min(outside * FACTOR, end) if upward else max(outside / FACTOR, end)
+        other = ask(outside)
+    if other is None:
         return None
-    edge, other = _bisect(lambda value: trusted_family(work.varied(**{key: value})), family, inside, outside, other)
-    value = _readable(key, edge, upward, family, work)
+    edge, other = _bisect(ask, inside, outside, other)
+    rounded = _rounded(key, edge, upward)
+    at_rounded = ask(rounded)
+    value, other = (rounded, at_rounded) if at_rounded else (edge, other)
     return Flip(
-        change=_number_said(key, value, upward),
-        family=trusted_family(work.varied(**{key: value})) or other,
-        key=key,
-        value=value,
-        distance=abs(_octaves(value / now)),
+        change=_number_said(key, value, upward), family=other, key=key, value=value, distance=abs(log2(value / now))
     )
 
 
-def _bisect(
-    ask: Callable[[int], Family | None], family: Family, inside: float, outside: float, other: Family
-) -> tuple[int, Family]:
+def _bisect(ask: Callable[[float], Family | None], inside: float, outside: float, other: Family) -> tuple[int, Family]:
     while max(inside, outside) / min(inside, outside) > PRECISE and abs(outside - inside) > 1:
         middle = sqrt(inside * outside)
-        answer = ask(round(middle))
-        if answer is None or answer == family:
+        answer = ask(middle)
+        if answer is None:
             inside = middle
         else:
             outside, other = middle, answer
     return round(outside), other
 
 
-def _readable(key: str, edge: int, upward: bool, family: Family, work: Workload) -> int:
-    """A round value just past the edge that still changes the answer, or the edge itself."""
+def _rounded(key: str, edge: int, upward: bool) -> int:
+    """A value just past the edge that people would say."""
     unit = {"context": 1024 if edge >= 8192 else 64, "concurrency": 1, "vram": 10**9 if edge >= 10**10 else 10**8}[key]
-    rounded = -(-edge // unit) * unit if upward else max(1, edge // unit) * unit
-    other = trusted_family(work.varied(**{key: rounded}))
-    return rounded if other is not None and other != family else edge
+    return -(-edge // unit) * unit if upward else max(1, edge // unit) * unit
 
 
 def _number_said(key: str, value: int, upward: bool) -> str:
@@ -163,10 +159,6 @@ def _number_said(key: str, value: int, upward: bool) -> str:
     if key == "vram":
         return f"with {say_bytes(value)}" if upward else f"below {say_bytes(value)}"
     return f"with {value:,} sequences at once" if upward else f"with only {value:,} at once"
-
-
-def _octaves(ratio: float) -> float:
-    return log2(ratio) if ratio > 0 else 0.0
 
 
 def decision_map(

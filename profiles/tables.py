@@ -16,8 +16,12 @@ from archcompass.profiles.request import Engine
 
 def cache_directory() -> Path:
     """Where calibrations of this user lie: $XDG_CACHE_HOME/archcompass, or ~/.cache/archcompass."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(base) / "archcompass"
+    return Path(_base()) / "archcompass"
+
+
+def _base() -> str:
+    """The user's folder of caches. Asked for each prediction: no more than a string."""
+    return os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
 
 
 def file_name(hardware: Hardware, engine: Engine = "native") -> str:
@@ -41,7 +45,7 @@ def efficiency_of(hardware: Hardware, engine: Engine = "native") -> Efficiency:
         return _fitted(engine, hardware.vendor, hardware.kind, hardware.id)
     if hardware.kind == "described":
         return ACCELERATOR
-    return _load(file_name(hardware, engine), hardware.is_cpu, str(cache_directory()))
+    return _load(file_name(hardware, engine), hardware.is_cpu, _base())
 
 
 @lru_cache(maxsize=64)
@@ -80,8 +84,8 @@ def forget() -> None:
 
 
 @lru_cache(maxsize=64)
-def _load(name: str, is_cpu: bool, directory: str) -> Efficiency:
-    own = Path(directory) / f"{name}.json"
+def _load(name: str, is_cpu: bool, base: str) -> Efficiency:
+    own = Path(base) / "archcompass" / f"{name}.json"
     if own.is_file():
         try:
             data = json.loads(own.read_text(encoding="utf-8"))

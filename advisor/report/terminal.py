@@ -5,21 +5,24 @@ Reads the JSON data of a recommendation (and of a profile, after `advise`), so t
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from rich.console import Console
-from rich.padding import Padding
-from rich.table import Table
-from rich.text import Text
-
-from archcompass.advisor.cli.output import console, print_lines
+from archcompass.advisor.cli.output import print_lines
 from archcompass.advisor.report import facts
+from archcompass.advisor.report.layout import Cell, Column, row, styled, width, wrap, write
 from archcompass.advisor.report.tables import markdown_lines
 
 Data = dict[str, Any]
 
 LABEL = 18
 """Columns of the words at the left of a line."""
+
+BARS = (18, 10, 4, 0)
+"""Characters of a bar of memory: the longest that there is room for."""
+
+LEAST = 12
+"""Characters that the last column of the families is left with, where shorter bars can do it."""
 
 
 def show(
@@ -29,93 +32,106 @@ def show(
     if markdown:
         print_lines(_markdown(data, profile, folder))
         return
-    out = console()
-    _answer(out, data)
-    _because(out, data)
-    _families(out, data, profile)
-    _lines(out, facts.lines(data, profile, folder))
+    room = width()
+    write(_answer(data, room))
+    write(_because(data, room))
+    write(_families(data, profile, room))
+    write(_labelled(facts.lines(data, profile, folder), room))
     if explain:
-        _arithmetic(out, data)
+        write(_arithmetic(data, room))
 
 
-def _answer(out: Console, data: Data) -> None:
+def _answer(data: Data, room: int) -> list[str]:
     """The sentence, and how sure it is at the right end of the line or below it."""
-    sentence, sure = Text(f" {facts.sentence(data)}", style="bold"), f"confidence {data['confidence']:.2f}"
-    room = out.width - len(sentence) - len(sure)
-    if room >= 2:
-        out.print(Text.assemble(sentence, " " * (room - 1), sure))
+    sentence, sure = facts.sentence(data), f"confidence {data['confidence']:.2f}"
+    if room - len(sentence) - len(sure) >= 3:
+        columns = [Column(1), Column(room - len(sure) - 1), Column(len(sure))]
+        first = row([Cell(""), Cell(sentence, bold=True), Cell(sure)], columns)
     else:
-        out.print(sentence)
-        out.print(Text(f" {sure}", style="dim"))
-    for doubt in data["doubts"]:
-        out.print(Text(f"   {doubt}", style="dim"))
-    out.print()
+        first = row([Cell(""), Cell(sentence, bold=True)], [Column(1), Column(room - 1)])
+        first.append(styled(Cell(f" {sure}", dim=True)))
+    return [*first, *_indented(data["doubts"], room), ""]
 
 
-def _because(out: Console, data: Data) -> None:
+def _because(data: Data, room: int) -> list[str]:
     """A line a rule, the strongest first, with its name and strength at the right."""
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(width=9)
-    table.add_column(ratio=1, overflow="fold")
-    table.add_column(justify="right", width=20, no_wrap=True)
-    table.add_column(justify="right", width=4, no_wrap=True)
-    table.expand = True
-    ordered = sorted(data["rules"], key=lambda rule: -rule["strength"])
-    for index, rule in enumerate(ordered):
-        name = rule["rule"].replace("-", " ")
-        table.add_row(
-            " Because" if index == 0 else "", Text(rule["reason"]), Text(name, style="dim"), f"{rule['strength']:.2f}"
-        )
-    for veto in data["vetoes"]:
-        table.add_row(
-            "", Text(f"{veto['family']} is out: {veto['reason']}"), Text(f"veto: {veto['name']}", style="dim"), ""
-        )
-    out.print(table)
-    out.print()
+    names, strengths = 20, 4
+    columns = [
+        Column(9, gap=2),
+        Column(room - 9 - names - strengths - 6, gap=2),
+        Column(names, right=True, gap=2),
+        Column(strengths, right=True),
+    ]
+    said = [
+        (rule["reason"], rule["rule"].replace("-", " "), f"{rule['strength']:.2f}")
+        for rule in sorted(data["rules"], key=lambda rule: -rule["strength"])
+    ]
+    said += [(f"{veto['family']} is out: {veto['reason']}", f"veto: {veto['name']}", "") for veto in data["vetoes"]]
+    lines = []
+    for index, (reason, name, strength) in enumerate(said):
+        first = Cell(" Because" if index == 0 else "")
+        lines += row([first, Cell(reason), Cell(name, dim=True), Cell(strength)], columns)
+    return [*lines, ""]
 
 
-def _families(out: Console, data: Data, profile: Data | None) -> None:
-    """The four candidates, best first."""
-    narrow = out.width < 96
+def _families(data: Data, profile: Data | None, room: int) -> list[str]:
+    """The four candidates, best first: with the longest bars that leave the last column room for its words."""
     headings = facts.headings(data, measured=profile is not None)
-    table = Table(box=None, pad_edge=True, padding=(0, 1 if narrow else 2, 0, 0), header_style="dim")
-    for index, heading in enumerate(headings):
-        last = index == len(headings) - 1
-        table.add_column(
-            heading, justify="left" if index in (1, 2, 3) or last else "right", overflow="fold", no_wrap=not last
-        )
-    for row in facts.rows(data, profile, bar=10 if narrow or profile else 18):
-        table.add_row(*(Text(cell) for cell in row), style="bold" if row[0] == "1" else "")
-    out.print(table)
-    out.print()
+    gap = 1 if room < 96 else 2
+    for bar in BARS:
+        rows = facts.rows(data, profile, bar=bar)
+        widths = [_width(*cells) for cells in zip(headings, *rows, strict=True)]
+        left = room - sum(widths[:-1]) - gap * (len(widths) - 1)
+        if left >= LEAST:
+            break
+    widths[-1] = min(widths[-1], max(left, 1))
+    columns = [
+        Column(wide, right=index not in (1, 2, 3, len(widths) - 1), gap=gap) for index, wide in enumerate(widths)
+    ]
+    lines = row([Cell(heading, dim=True) for heading in headings], columns)
+    for cells in rows:
+        lines += row([Cell(cell, bold=cells[0] == "1") for cell in cells], columns)
+    return [*lines, ""]
 
 
-def _lines(out: Console, lines: list[tuple[str, str]]) -> None:
+def _width(heading: str, *cells: str) -> int:
+    """Characters that a column takes: its cells stay whole, its heading may wrap between words."""
+    return max(map(len, [*heading.split(), *cells]), default=0)
+
+
+def _labelled(lines: list[tuple[str, str]], room: int) -> list[str]:
     """Labelled sentences, wrapped beside their label."""
-    table = Table.grid(padding=(0, 1, 0, 0), expand=True)
-    table.add_column(width=LABEL, no_wrap=True)
-    table.add_column(ratio=1, overflow="fold")
-    for label, text in lines:
-        table.add_row(Text(f" {label}", style="dim"), Text(text))
-    out.print(table)
+    columns = [Column(LABEL, gap=1), Column(room - LABEL - 1)]
+    return [
+        line
+        for label, text in lines
+        for line in row([Cell(f" {label}" if label else "", dim=True), Cell(text)], columns)
+    ]
 
 
-def _arithmetic(out: Console, data: Data) -> None:
+def _arithmetic(data: Data, room: int) -> list[str]:
     """Every rule's formula, what went in, what came out, and what it stands on; then the derived quantities."""
+    lines: list[str] = []
     for rule in sorted(data["rules"], key=lambda rule: -rule["strength"]):
-        out.print()
-        out.print(Text(f" {rule['rule'].replace('-', ' ')} = {rule['formula']} = {rule['strength']:.2f}", style="bold"))
+        formula = f" {rule['rule'].replace('-', ' ')} = {rule['formula']} = {rule['strength']:.2f}"
+        lines += ["", *row([Cell(formula, bold=True)], [Column(room)])]
         for term in rule["terms"]:
             source = f"   [{term['source']}]" if term["source"] else ""
             text = f"{term['name']} = {term['value']:.3f}   {term['function']}   given {term['input']}{source}"
-            out.print(Padding(Text(text), (0, 0, 0, 3)))
-        for item in rule["evidence"]:
-            text = f"{item['effect']} ({item['grade']}): {item['claim']}: {item['number']}   [{item['source']}]"
-            out.print(Padding(Text(text, style="dim"), (0, 0, 0, 3)))
-    out.print()
-    out.print(Text(" Worked out first", style="bold"))
-    for quantity in data["derived"]:
-        out.print(Padding(Text(f"{quantity['name']}: {quantity['text']}   [{quantity['source']}]"), (0, 0, 0, 3)))
+            lines += _indented([text], room, dim=False)
+        lines += _indented(
+            (
+                f"{item['effect']} ({item['grade']}): {item['claim']}: {item['number']}   [{item['source']}]"
+                for item in rule["evidence"]
+            ),
+            room,
+        )
+    told = (f"{quantity['name']}: {quantity['text']}   [{quantity['source']}]" for quantity in data["derived"])
+    return [*lines, "", styled(Cell(" Worked out first", bold=True)), *_indented(told, room, dim=False)]
+
+
+def _indented(texts: Iterable[str], room: int, *, dim: bool = True) -> list[str]:
+    return [f"   {styled(Cell(line, dim=dim))}" for text in texts for line in wrap(text, room - 3)]
 
 
 def _markdown(data: Data, profile: Data | None, folder: str | None) -> list[str]:

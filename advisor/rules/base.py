@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from archcompass.advisor.reading import Reading
 from archcompass.advisor.sizing.shapes import Family
+from archcompass.advisor.units import say_bytes
 
 RuleName = Literal["maximum-quality", "bottomless-knowledge", "infinite-memory", "hybrids"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
+class Evidence(NamedTuple):
     """One published finding.
 
     Attributes:
@@ -31,8 +30,7 @@ class Evidence:
     effect: Literal["supports", "refines", "contradicts"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Term:
+class Term(NamedTuple):
     """One factor of a strength: what went in, by which function, and what came out."""
 
     name: str
@@ -42,8 +40,7 @@ class Term:
     source: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class Finding(NamedTuple):
     """What a rule says of one workload.
 
     Attributes:
@@ -64,8 +61,7 @@ class Finding:
     evidence: tuple[Evidence, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(NamedTuple):
     """A rule: the family it speaks for, how strongly, and why.
 
     Attributes:
@@ -83,3 +79,13 @@ class Rule:
 def bounded(product: float) -> float:
     """A strength: within 0 and 1, to four digits, so that equal inputs print equal numbers."""
     return round(min(1.0, max(0.0, product)), 4)
+
+
+def caches(reading: Reading) -> str:
+    """What the caches of all sequences come to, for the arithmetic of a rule."""
+    if not reading.keeps_cache:
+        return "no cache is kept"
+    return (
+        f"caches of {say_bytes(reading.cache_bytes)} take {reading.cache_share:.2g} of a token's time to read and "
+        f"{reading.held_share:.2g} of half the memory"
+    )

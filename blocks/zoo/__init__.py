@@ -8,10 +8,9 @@ one file; listing the names reads none.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from archcompass.blocks.model.files import parse
 from archcompass.blocks.model.spec import ModelSpec
@@ -20,8 +19,7 @@ from archcompass.errors import UnknownNameError
 _FOLDER = Path(__file__).parent / "models"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Published:
+class Published(NamedTuple):
     """What the authors say.
 
     Attributes:
@@ -33,8 +31,7 @@ class Published:
     active: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class Entry(NamedTuple):
     """One published model.
 
     Attributes:
