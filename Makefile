@@ -5,6 +5,9 @@ BIN    := $(VENV)/bin
 EXAMPLE ?= examples/corporate-archive.yaml
 export PYTHONSAFEPATH := 1
 
+# pip compiles what it installs, but not what it only links to.
+COMPILE = $(BIN)/python -m compileall -q src advisor blocks kernels profiles
+
 .PHONY: advise test lint types format wheel kernels-aot gpu clean
 
 advise: $(VENV)/.installed
@@ -41,10 +44,12 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(COMPILE)
 	touch $@
 
 $(VENV)/.installed-test: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(COMPILE)
 	touch $@ $(VENV)/.installed
 
 clean:
