@@ -92,6 +92,9 @@ class Hardware:
 def find(name: str) -> Hardware:
     """The machine that `name` means: an id, or as people write it: "4090", "RTX 4090", "2x H100 SXM 80GB", "cpu".
 
+    A card that is sold in several form factors with the same memory is taken as SXM when none is named, as it is rented
+    most; two sizes of memory are two cards, and the name is refused.
+
     Raises:
         UnknownNameError: nothing, or more than one thing, is called so; lists the nearest ids.
         InputError: an impossible count.
@@ -105,7 +108,7 @@ def find(name: str) -> Hardware:
         raise InputError(f"gpu is {name!r}: the number of cards must lie between 1 and {MAX_COUNT}")
     if rest in ("cpu", "this cpu", "this machine"):
         return _this_cpu(count, name)
-    found = _by_id().get(rest) or _by_id().get(rest.replace(" ", "-")) or _match(rest)
+    found = _by_id().get(rest) or _by_id().get(rest.replace(" ", "-")) or _match(rest) or _match(f"{rest} sxm")
     if found is None:
         raise _unknown(name, rest)
     return replace(found, count=count) if count > 1 else found
@@ -221,9 +224,10 @@ _DISTINCT = {"ti", "super", "max", "ultra", "pro", "xt", "xtx", "nvl", "orig", "
 
 def _words(text: str) -> list[str]:
     """Words of a name, run-together parts split: "rtx4090ti" is rtx 4090 ti, "80 GB" is 80gb, SXM5 is sxm."""
-    text = re.sub(r"(\d)\s*(gb|gib|g)\b", r"\1gb ", text.lower())
+    text = re.sub(r"\b(macbook (pro|air)|mac (studio|mini|pro))\b", "", text.lower())
+    text = re.sub(r"(\d)\s*(gb|gib|g)\b", r"\1gb ", text)
     text = re.sub(r"\b(rtx|gtx|rx)(?=\d)", r"\1 ", text)
-    text = re.sub(r"(?<=\d)(ti|super|sxm\d?|pcie|nvl)\b", r" \1", text)
+    text = re.sub(r"(?<=\d)(ti|super|xtx?|sxm\d?|pcie|nvl)\b", r" \1", text)
     words = [_SYNONYMS.get(word, word) for word in re.split(r"[^a-z0-9+]+", text)]
     return [word for word in words if word and word not in _IDLE]
 

@@ -67,6 +67,11 @@ def test_an_id_and_a_name_find_their_machine(card: Hardware) -> None:
         ("m3 ultra 512GB", "m3-ultra-80c", 1),
         ("DGX Spark", "gb10", 1),
         ("4070 ti super", "rtx-4070-ti-super", 1),
+        ("H100", "h100-sxm", 1),
+        ("8x H100 80GB", "h100-sxm", 8),
+        ("A100 80GB", "a100-sxm-80", 1),
+        ("7900xtx", "rx-7900-xtx", 1),
+        ("MacBook Pro M4 Max", "m4-max-40c", 1),
     ],
 )
 def test_machines_are_found_as_people_write_them(written: str, meant: str, count: int) -> None:
@@ -77,8 +82,8 @@ def test_machines_are_found_as_people_write_them(written: str, meant: str, count
 
 @pytest.mark.parametrize(
     ("written", "nearest"),
-    [("A100", "a100-sxm-80"), ("h100", "h100-sxm"), ("rtx 6000", "rtx-6000-ada"), ("4060", "rtx-4060-ti-16"),
-     ("rtx-4099", "rtx-4090"), ("v100 32gb", "v100-sxm2-32"), ("mi300", "mi300x")],
+    [("A100", "a100-sxm-80"), ("v100", "v100-sxm2-32"), ("rtx 6000", "rtx-6000-ada"), ("4060", "rtx-4060-ti-16"),
+     ("rtx-4099", "rtx-4090"), ("h100 64gb", "h100-sxm"), ("mi300", "mi300x")],
 )  # fmt: skip
 def test_what_is_ambiguous_or_unknown_is_refused_with_the_nearest(written: str, nearest: str) -> None:
     with pytest.raises(UnknownNameError) as refused:
