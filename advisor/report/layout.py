@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import zip_longest
 from typing import NamedTuple
 
@@ -51,6 +51,14 @@ def row(cells: Sequence[Cell], columns: Sequence[Column]) -> list[str]:
     """The lines of one row: each cell wrapped in its column, styled, with nothing at the end of a line."""
     wrapped = [wrap(cell.text, column.width) for cell, column in zip(cells, columns, strict=True)]
     return [_line(texts, cells, columns) for texts in zip_longest(*wrapped, fillvalue="")]
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int], gap: int = 2) -> list[str]:
+    """Lines of a table whose cells stay whole; columns whose index is in `right` end at the same place."""
+    widths = [max(map(len, cells)) for cells in zip(headings, *rows, strict=True)]
+    columns = [Column(wide, right=index in right, gap=gap) for index, wide in enumerate(widths)]
+    heads = row([Cell(heading, dim=True) for heading in headings], columns)
+    return [*heads, *(line for cells in rows for line in row([Cell(cell) for cell in cells], columns))]
 
 
 def _line(texts: Sequence[str], cells: Sequence[Cell], columns: Sequence[Column]) -> str:

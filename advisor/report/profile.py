@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.markup import escape
-
-from archcompass.advisor.cli.output import console, print_lines
+from archcompass.advisor.cli.output import print_lines
 from archcompass.advisor.report import units
+from archcompass.advisor.report.layout import Cell, Column, row, table, width, write
 from archcompass.advisor.report.tables import markdown_lines
 
 HEADINGS = ("", "source", "machine", "prompt", "memory", "prefill", "decode/user", "fits")
@@ -21,16 +20,17 @@ def show(data: dict[str, Any], *, markdown: bool = False) -> None:
         lines = [f"**{headline(data)}**", "", *markdown_lines(HEADINGS[1:], [row[1:] for row in rows(data)])]
         print_lines(lines)
         return
-    out = console()
-    out.print(f" [bold]{escape(headline(data))}[/]\n", highlight=False)
-    for line in memory_lines(data["profiles"][0]):
-        out.print(line, highlight=False, markup=False)
-    out.print()
-    _table(out, data)
-    for entry in data["profiles"]:
-        for note in notes(entry):
-            out.print(f" [dim]{entry['source']}[/]  {escape(note)}", highlight=False)
-    out.print(f"\n Check: {data['check']}", markup=False, highlight=False)
+    room = width()
+    said = [(entry["source"], note) for entry in data["profiles"] for note in notes(entry)]
+    write(row([Cell(""), Cell(headline(data), bold=True)], [Column(1), Column(room - 1)]))
+    write(["", *memory_lines(data["profiles"][0]), ""])
+    write(table(HEADINGS, rows(data), right=(3, 4, 5, 6)))
+    write(["", *(line for label, text in [*said, ("Check", data["check"])] for line in _labelled(label, text, room))])
+
+
+def _labelled(label: str, text: str, room: int) -> list[str]:
+    """A sentence wrapped beside its label."""
+    return row([Cell(f" {label}", dim=True), Cell(text)], [Column(12, gap=1), Column(room - 13)])
 
 
 def headline(data: dict[str, Any]) -> str:
@@ -41,7 +41,7 @@ def headline(data: dict[str, Any]) -> str:
         size += f", {units.count(parameters['active'])} active"
     spare = first["memory"]["capacity_bytes"] - first["memory"]["per_card_bytes"]
     if not first["fits"]:
-        return f"{data['model']} · {size} · {first['precision']} · does not fit {first['hardware']}: {first['verdict']}"
+        return f"{data['model']} · {size} · {first['precision']} · {first['verdict']}"
     left = f"{units.gb(spare)} to spare" if spare < 1e15 else "measured here"
     return f"{data['model']} · {size} · {first['precision']} · fits {first['hardware']}, {left}"
 
@@ -108,14 +108,3 @@ def _decode(entry: dict[str, Any]) -> str:
 def _with_range(value: float, bounds: list[float] | None) -> str:
     text = units.duration(value)
     return text if bounds is None else f"{text} ±{units.duration((bounds[1] - bounds[0]) / 2)}"
-
-
-def _table(out: Any, data: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=True, padding=(0, 2, 0, 0), header_style="dim")
-    for index, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="right" if index in (3, 4, 5, 6) else "left", overflow="fold")
-    for row in rows(data):
-        table.add_row(*map(escape, row))
-    out.print(table)
