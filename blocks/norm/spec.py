@@ -33,15 +33,12 @@ class RMSNorm(Norm):
 
     Attributes:
         unit_offset: the stored weight is the distance from one, y · (1 + weight) (Gemma, Qwen3-Next).
-        multiply_in_fp32: the reference multiplies by the weight before it rounds to the activations' dtype (Gemma, gpt-oss).
-            Here every norm does, which differs in the last bit of half-precision activations at most.
         weight: whether there is one at all.
     """
 
     label = "RMSNorm"
     kind: Literal["rms_norm"] = "rms_norm"
     unit_offset: bool = False
-    multiply_in_fp32: bool = False
     weight: bool = True
 
     def parameters(self, width: int) -> Parameters:
@@ -49,7 +46,7 @@ class RMSNorm(Norm):
 
     @classmethod
     def tiny(cls) -> list[Self]:
-        return [cls(), cls(unit_offset=True, multiply_in_fp32=True), cls(weight=False)]
+        return [cls(), cls(unit_offset=True), cls(weight=False)]
 
 
 class LayerNorm(Norm):

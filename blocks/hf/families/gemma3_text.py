@@ -41,7 +41,7 @@ def read(fields: Fields) -> ModelSpec:
         [Part("full", full) if kind == "full_attention" else Part("sliding", sliding), Part("mlp", mlp)]
         for kind in fields.sequence("layer_types", default)[:depth]
     ]
-    norm = RMSNorm(eps=fields.number("rms_norm_eps", 1e-6), unit_offset=True, multiply_in_fp32=True)
+    norm = RMSNorm(eps=fields.number("rms_norm_eps", 1e-6), unit_offset=True)
     more = {"tie_word_embeddings": fields.flag("tie_word_embeddings", True), "embedding_multiplier": "sqrt_width"}
     cap = fields.number("final_logit_softcapping", None)
     return assemble(

@@ -47,7 +47,7 @@ def read(fields: Fields) -> ModelSpec:
         [Part("full", full) if kind == "full_attention" else Part("sliding", windowed), moe]
         for kind in fields.sequence("layer_types", default)[:depth]
     ]
-    norm = RMSNorm(eps=fields.number("rms_norm_eps", 1e-5), multiply_in_fp32=True)
+    norm = RMSNorm(eps=fields.number("rms_norm_eps", 1e-5))
     return assemble(fields, layers, residual=Residual(norm=norm), norm=norm)
 
 

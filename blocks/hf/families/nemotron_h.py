@@ -35,7 +35,7 @@ def read(fields: Fields) -> ModelSpec:
     kinds = _kinds(fields)
     readers = {"mamba": _mamba, "attention": _attention, "mlp": _mlp, "moe": _moe}
     blocks = {kind: reader(fields) for kind, reader in readers.items()}
-    norm = RMSNorm(eps=fields.number("layer_norm_epsilon", 1e-5), multiply_in_fp32=True)
+    norm = RMSNorm(eps=fields.number("layer_norm_epsilon", 1e-5))
     if fields.integer("num_hidden_layers", len(kinds)) != len(kinds):
         fields.refuse("num_hidden_layers", fields.take("num_hidden_layers"), f"{len(kinds)}, the length of the pattern")
     layers = stack([[Part(kind, blocks[kind])] for kind in kinds])

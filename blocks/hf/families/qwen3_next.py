@@ -49,7 +49,7 @@ def read(fields: Fields) -> ModelSpec:
         ]
         for layer, kind in enumerate(fields.sequence("layer_types", default)[:depth])
     ]
-    norm = RMSNorm(eps=eps, unit_offset=True, multiply_in_fp32=True)
+    norm = RMSNorm(eps=eps, unit_offset=True)
     return assemble(fields, layers, residual=Residual(norm=norm), norm=norm)
 
 
