@@ -3,8 +3,7 @@
 The gradients of the hidden states and of the head are computed in the forward pass, when the logits are at hand
 (Hsu et al. 2024, Liger Kernel, arXiv 2410.10989, section 3.2): backward only multiplies them by the incoming scalar.
 One weight per token (1/count for the mean, 1 for the sum) makes one code of both reductions; unreduced losses take a
-backward of their own that computes the logits again. The matrix products are torch's; what lies between them is plain
-torch, or with `fused` one Triton kernel.
+backward of their own that computes the logits again.
 """
 
 from typing import Any
@@ -31,10 +30,9 @@ def losses_of(
     soft_cap: float | None,
     scale: float,
     chunk: int,
-    fused: bool,
 ) -> Tensor:
     """Unreduced losses [tokens], 0 where ignored, at least float32."""
-    losses: Tensor = _losses(hidden, weight, targets, ignore_index, soft_cap, scale, chunk, fused)
+    losses: Tensor = _losses(hidden, weight, targets, ignore_index, soft_cap, scale, chunk)
     return losses
 
 
@@ -47,10 +45,9 @@ def weighted_loss(
     soft_cap: float | None,
     scale: float,
     chunk: int,
-    fused: bool,
 ) -> Tensor:
     """Σ token_weight loss, a scalar whose gradients are ready when it is."""
-    settings = (ignore_index, soft_cap, scale, chunk, fused)
+    settings = (ignore_index, soft_cap, scale, chunk)
     loss: Tensor = _loss_and_gradients(hidden, weight, targets, token_weights, *settings)[0]
     return loss
 
@@ -64,12 +61,11 @@ def _losses(
     soft_cap: float | None,
     scale: float,
     chunk: int,
-    fused: bool,
 ) -> Tensor:
     losses = hidden.new_empty(targets.shape, dtype=_wide(hidden))
     for span in _chunks(targets, chunk):
         logits = hidden[span] @ weight.t()
-        losses[span] = _step(fused)(logits, targets[span], None, ignore_index, soft_cap, scale)[0]
+        losses[span] = _loss_and_slope(logits, targets[span], None, ignore_index, soft_cap, scale)[0]
     return losses
 
 
@@ -88,7 +84,6 @@ def _loss_and_gradients(
     soft_cap: float | None,
     scale: float,
     chunk: int,
-    fused: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     total = hidden.new_zeros((), dtype=_wide(hidden))
     d_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format)
@@ -97,7 +92,7 @@ def _loss_and_gradients(
     d_weight = torch.zeros_like(weight, dtype=_wide(weight) if len(spans) > 1 else weight.dtype)
     for span in spans:
         h, share = hidden[span], token_weights[span]
-        losses, d_logits = _step(fused)(h @ weight.t(), targets[span], share, ignore_index, soft_cap, scale)
+        losses, d_logits = _loss_and_slope(h @ weight.t(), targets[span], share, ignore_index, soft_cap, scale)
         total += (losses * share).sum()
         torch.mm(d_logits, weight, out=d_hidden[span])
         if d_weight.dtype == h.dtype:
@@ -120,7 +115,7 @@ def _setup_ready(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor
 
 def _gradient_ready(ctx: Any, grad: Tensor, *_unused: Any) -> tuple[Tensor | None, ...]:
     d_hidden, d_weight = (x * grad.to(x.dtype) for x in ctx.saved_tensors)
-    return d_hidden, d_weight, *[None] * 7
+    return d_hidden, d_weight, *[None] * 6
 
 
 _loss_and_gradients.register_autograd(_gradient_ready, setup_context=_setup_ready)
@@ -133,7 +128,7 @@ def _setup_losses(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _gradient_losses(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     _, d_hidden, d_weight = _loss_and_gradients(*ctx.saved_tensors, grad, *ctx.settings)
-    return d_hidden, d_weight, *[None] * 6
+    return d_hidden, d_weight, *[None] * 5
 
 
 _losses.register_autograd(_gradient_losses, setup_context=_setup_losses)
@@ -162,14 +157,6 @@ def _wide(x: Tensor) -> torch.dtype:
 
 def _chunks(targets: Tensor, chunk: int) -> list[slice]:
     return [slice(start, start + chunk) for start in range(0, targets.shape[0], chunk)]
-
-
-def _step(fused: bool) -> Any:
-    if fused:
-        from archcompass.kernels.cross_entropy.triton_loss import loss_and_slope
-
-        return loss_and_slope
-    return _loss_and_slope
 
 
 def _loss_and_slope(

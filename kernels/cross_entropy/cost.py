@@ -7,8 +7,8 @@ def linear_cross_entropy_cost(*, tokens: int, width: int, vocab: int, element_by
     """The loss of `tokens` positions over `vocab` classes, head included.
 
     FLOPs: 2 tokens width vocab for the logits, and with `training` as much again for each of the two gradients, which
-    are computed in the same pass. Activations: hidden states read (and their gradients written); logits never leave
-    their chunk.
+    are computed in the same pass (the Triton kernels compute the logits once more, and their operators say so).
+    Activations: hidden states read (and their gradients written); logits never leave their chunk.
     """
     passes = 3 if training else 1
     return Cost(

@@ -31,7 +31,7 @@ def linear_cross_entropy(
         soft_cap: logits become soft_cap * tanh(logits / soft_cap) (Gemma 2).
         scale: factor on the logits, before the cap (Granite divides them: scale = 1 / logits_scaling).
         reduction: "mean" over the tokens that count (0 when there are none), "sum" or "none".
-        chunk: tokens whose logits exist at a time; None for about 64 MiB of them.
+        chunk: tokens whose logits (with "triton", as many of their gradients) exist at a time; None for about 64 MiB.
         backend: "auto", "reference", "torch" or "triton".
         strict: with "auto", refuse to fall back from the fastest backend.
 
@@ -48,11 +48,16 @@ def linear_cross_entropy(
         return linear_cross_entropy_reference(
             hidden, weight, targets, ignore_index=ignore_index, soft_cap=soft_cap, scale=scale, reduction=reduction
         )
-    rest = (ignore_index, soft_cap, scale, chunk or chunk_tokens(weight.shape[0]), choice.backend == "triton")
+    rest = (ignore_index, soft_cap, scale, chunk or chunk_tokens(weight.shape[0]))
     learning = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    if reduction != "none" and learning:
+    if choice.backend == "triton":
+        from archcompass.kernels.cross_entropy.triton_op import losses_triton
+
+        losses = losses_triton(hidden, weight, targets, *rest)
+    elif reduction != "none" and learning:
         return weighted_loss(hidden, weight, targets, _token_weights(hidden, targets, ignore_index, reduction), *rest)
-    losses = losses_of(hidden, weight, targets, *rest)
+    else:
+        losses = losses_of(hidden, weight, targets, *rest)
     return losses if reduction == "none" else (losses * _token_weights(hidden, targets, ignore_index, reduction)).sum()
 
 

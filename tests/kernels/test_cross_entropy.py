@@ -91,9 +91,7 @@ def test_it_never_holds_all_logits() -> None:
 
     with Watch():
         token_weights = torch.ones(64, dtype=torch.float64)
-        _loss_and_gradients._init_fn(
-            hidden.detach(), weight.detach(), targets, token_weights, -100, None, 1.0, 8, False
-        )
+        _loss_and_gradients._init_fn(hidden.detach(), weight.detach(), targets, token_weights, -100, None, 1.0, 8)
     assert 8 * 100 <= max(seen) < 64 * 100
 
 

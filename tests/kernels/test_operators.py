@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from archcompass.kernels.attention import attention_cost, latent_attention_cost, sparse_attention_cost
 from archcompass.kernels.attention.pieces import Visibility
+from archcompass.kernels.cross_entropy import linear_cross_entropy_cost
 from archcompass.kernels.moe import moe_cost
 from archcompass.kernels.moe.activations import Activation
 
@@ -91,6 +92,20 @@ def test_experts_count_their_chosen_rows(gated: bool) -> None:
     assert backward == product * (8 if gated else 5)
 
 
+def test_the_fused_loss_computes_its_logits_twice() -> None:
+    from archcompass.kernels.cross_entropy.triton_op import losses_triton
+
+    hidden, weight, targets = meta(9, 16), meta(50, 16), torch.zeros(9, dtype=torch.int64, device="meta")
+    losses, forward, backward = flops_of(
+        lambda: losses_triton(hidden, weight, targets, -100, None, 1.0, 4), [hidden, weight]
+    )
+    assert losses.shape == (9,)
+    assert losses.dtype == torch.float32
+    sizes = {"tokens": 9, "width": 16, "vocab": 50, "element_bytes": 2}
+    assert forward == linear_cross_entropy_cost(**sizes, training=False).flops
+    assert backward == 3 * forward
+
+
 def test_rope_keeps_its_shape_and_multiplies_nothing() -> None:
     from archcompass.kernels.rope.triton_rope import rotate_triton
 
@@ -117,7 +132,7 @@ def test_the_operators_of_the_cpu_keep_torch_s_rules(name: str) -> None:
         "moe_grouped": (
             x, torch.rand(3, 2, **f64), chosen, gate_up, down, None, None, "silu", True, 1.0, None, 0.0, False, True,
         ),
-        "linear_cross_entropy_gradients": (x, down[:, :, 0], targets, torch.ones(3, **f64), -100, None, 1.0, 2, False),
+        "linear_cross_entropy_gradients": (x, down[:, :, 0], targets, torch.ones(3, **f64), -100, None, 1.0, 2),
     }  # fmt: skip
     checks = ("test_schema", "test_faketensor", "test_autograd_registration")
     torch.library.opcheck(getattr(torch.ops.archcompass, name), arguments[name], test_utils=checks)

@@ -1,4 +1,4 @@
-"""Loss of a linear head: several blocks of the vocabulary, several chunks of tokens, ignored targets."""
+"""Loss of a linear head: several tiles and chunks of the vocabulary, ignored targets, odd widths."""
 
 import torch
 from support.cases import Agreement, Compilation
@@ -27,22 +27,33 @@ def _agreement(name, shape, **options):
 
 
 AGREEMENTS = [
-    _agreement("mean", (13, 24, 1500), chunk=5),
+    _agreement("mean-three-chunks-of-words", (75, 60, 1500), chunk=25),
     _agreement("sum-soft-cap-scale", (7, 16, 100), reduction="sum", soft_cap=2.0, scale=0.7),
-    _agreement("none", (9, 16, 75), reduction="none", chunk=4),
+    _agreement("none", (9, 16, 75), reduction="none"),
 ]
 
 
-def _launch(vocab, soft_cap=None):
+def _launch(width, vocab, soft_cap=None, dtype=torch.bfloat16):
     def launch(meta):
-        logits, targets, share = meta(512, vocab), meta(512, dtype=torch.int64), meta(512, dtype=torch.float32)
-        triton_loss.loss_and_slope(logits, targets, share, -100, soft_cap, 1.0)
+        hidden, weight = meta(512, width, dtype=dtype), meta(vocab, width, dtype=dtype)
+        targets, sums = meta(512, dtype=torch.int64), meta(512, dtype=torch.float32)
+        triton_loss.forward(hidden, weight, targets, -100, soft_cap, 1.0)
+        triton_loss.backward(sums, hidden, weight, targets, sums, -100, soft_cap, 1.0, vocab)
 
     return launch
 
 
+DOTS = frozenset({"_loss_forward_kernel", "_loss_slope_kernel"})
+
 COMPILATIONS = [
-    Compilation(name="vocabulary-128k", launch=_launch(128256)),
-    Compilation(name="vocabulary-32k", launch=_launch(32000), short=False),
-    Compilation(name="vocabulary-256k-soft-cap", launch=_launch(256000, 30.0), short=False),
+    Compilation(name="4096-to-128k", launch=_launch(4096, 128256), dots=DOTS),
+    Compilation(name="2304-to-256k-soft-cap", launch=_launch(2304, 256000, 30.0), dots=DOTS, short=False),
+    Compilation(name="60-to-75-float32", launch=_launch(60, 75, dtype=torch.float32), dots=DOTS, short=False),
+    Compilation(
+        name="4096-to-32k-float32",
+        launch=_launch(4096, 32000, dtype=torch.float32),
+        dots=DOTS,
+        spill_bytes={"_loss_forward_kernel": 8},
+        short=False,
+    ),
 ]
