@@ -1,10 +1,13 @@
 """How well predictions meet measurements on this machine: calibrate, predict, measure, row by row.
 
-    OMP_NUM_THREADS=1 python benchmarks/accuracy.py [--seconds 8] [--quick] [--table FILE] [--keep-table FILE] [--again FILE]
+    OMP_NUM_THREADS=1 python benchmarks/accuracy.py [--seconds 8] [--rounds 4] [--models A,B] [--table FILE] [--keep-table FILE]
+                                                    [--again FILE] [--quick]
 
-Fourteen models of all families, from 20M to 1B parameters: prefill at three lengths, decode at three depths, a training step.
+Sixteen models of all families, from 20M to 1B parameters: prefill at three lengths, decode at three depths, a training step.
+The models are taken in rounds, each after a calibration of its own, since a shared machine changes its pace within minutes.
 Prints a row for each and the errors over all, and writes benchmarks/results/accuracy-<machine>.json with versions and the load
 of the machine, because a busy machine measures its neighbours too. With one thread the clock is the process's own CPU time.
+About twelve minutes.
 """
 
 from __future__ import annotations
@@ -27,7 +30,6 @@ from archcompass.errors import ArchcompassError
 from archcompass.profiles.calibrate import calibrate
 from archcompass.profiles.efficiency import Efficiency, from_json, to_json
 from archcompass.profiles.hardware import Hardware, find
-from archcompass.profiles.measure.clock import repeat
 from archcompass.profiles.measure.model import measure
 from archcompass.profiles.predict import predict
 from archcompass.profiles.request import Request
@@ -102,38 +104,19 @@ def rows_of(spec: ModelSpec, table: Efficiency, here: Hardware, seconds: float, 
     """Measured and predicted times of one model."""
     rows: list[dict[str, Any]] = []
     for length in LENGTHS[:1] if quick else LENGTHS:
-        rows += compared(spec, Request(prompt=length, generate=24), table, here, seconds)
+        found = compared(spec, Request(prompt=length, generate=24), table, here, seconds)
+        rows += [row for row in found if row["tokens"] not in {old["tokens"] for old in rows}]
     if spec.parameters().total <= TRAINED_PARAMETERS:
         trained = Request(prompt=TRAINED_TOKENS, generate=0, mode="training")
         rows += compared(spec, trained, table, here, seconds)
     return rows
 
 
-def pace() -> dict[str, float]:
-    """Milliseconds of two fixed jobs, one bound by arithmetic and one by memory: how fast the machine is right now."""
-    square, rows = torch.ones(1024, 1024, dtype=torch.bfloat16), torch.ones(256, 1024, dtype=torch.bfloat16)
-    tall, one = torch.ones(32768, 1024, dtype=torch.bfloat16), torch.ones(1, 1024, dtype=torch.bfloat16)
-    jobs = {"prefill": (rows, square), "decode": (one, tall)}
-    few = [torch.ones(1, 1024, dtype=torch.bfloat16) for _ in range(2)]
-
-    def run(x: torch.Tensor, weight: torch.Tensor) -> None:
-        torch.nn.functional.linear(x, weight)
-        if x.shape[0] == 1:
-            for _ in range(200):
-                few[0].add(few[1])
-
-    cpu = torch.device("cpu")
-    found = {name: repeat(lambda job=job: run(*job), cpu, seconds=0.15, least=5).ms for name, job in jobs.items()}
-    return found | {"training": found["prefill"]}
-
-
 def compared(
     spec: ModelSpec, request: Request, table: Efficiency, here: Hardware, seconds: float
 ) -> list[dict[str, Any]]:
     """One question, measured and predicted for what was really run."""
-    before = pace()
     seen = measure(spec, request, here, seconds=seconds)
-    after = pace()
     made = predict(spec, seen.request, here, efficiency=table)
     phases = [("training" if request.training else "prefill", seen.prefill, made.prefill_ms)]
     phases += [("decode", seen.decode, made.decode_ms_per_token)]
@@ -143,7 +126,7 @@ def compared(
             "generate": seen.request.generate, "precision": request.precision, "source": seen.source,
             "measured_ms": round(times.ms, 3), "low_ms": round(times.low, 3), "high_ms": round(times.high, 3),
             "runs": len(times.runs), "outliers": times.outliers, "predicted_ms": round(foreseen, 3),
-            "ratio": round(foreseen / times.ms, 4), "pace": round((before[phase] + after[phase]) / 2, 4),
+            "ratio": round(foreseen / times.ms, 4),
             "activation_bytes": seen.activation_bytes,
             "predicted_activation_bytes": round(made.memory.activation_bytes),
             "state_bytes": seen.state_bytes, "load": round(os.getloadavg()[0], 2),
@@ -170,76 +153,88 @@ def judged_again(kept: dict[str, Any], table: Efficiency, here: Hardware) -> lis
     return rows
 
 
-def at_pace(rows: list[dict[str, Any]], calibrated: dict[str, float]) -> None:
-    """Adds to each row the ratio it would have had at the pace of the calibration: what a busy neighbour took is put back."""
-    for row in rows:
-        slower = row["pace"] / calibrated[row["phase"]]
-        row["ratio_at_pace"] = round(row["ratio"] * slower, 4)
-
-
-def summary(rows: list[dict[str, Any]], key: str) -> dict[str, dict[str, float]]:
+def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Median and ninth decile of |ratio - 1|, by phase and over all."""
     found = {}
     for phase in ("prefill", "decode", "training", "all"):
-        errors = [abs(row[key] - 1) for row in rows if phase in ("all", row["phase"])]
+        errors = [abs(row["ratio"] - 1) for row in rows if phase in ("all", row["phase"])]
         if len(errors) > 1:
             p90 = quantiles(errors, n=10)[-1]
             found[phase] = {"rows": len(errors), "median_error": round(median(errors), 4), "p90_error": round(p90, 4)}
     return found
 
 
+def calibrated(arguments: argparse.Namespace) -> Efficiency:
+    """The table given on the command line, or one measured now."""
+    if arguments.table:
+        return from_json(json.loads(arguments.table.read_text()), where=arguments.table.name)
+    table, _ = calibrate(
+        "cpu",
+        progress=lambda share, text: print(f"\r{share:4.0%} {text:40s}", end="", file=sys.stderr),
+        budget_seconds=900,
+        keep=False,
+        dtypes=("bf16",),
+    )
+    if arguments.keep_table:
+        arguments.keep_table.write_text(json.dumps(to_json(table)) + "\n", encoding="utf-8")
+    return table
+
+
+def printed(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        shown = f"{row['measured_ms']:12.2f} {row['predicted_ms']:12.2f} {row['ratio']:6.2f}"
+        print(f"{row['model']:24s} {row['phase']:9s} {row['tokens']:6d} {shown}", flush=True)
+
+
+def measured(arguments: argparse.Namespace, here: Hardware) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Rows of all models round by round, and why some failed."""
+    chosen = [
+        spec for spec in models(arguments.quick) if not arguments.models or spec.name in arguments.models.split(",")
+    ]
+    rounds = 1 if arguments.quick or arguments.table else min(arguments.rounds, len(chosen))
+    rows, failed = [], {}
+    for number in range(rounds):
+        table = calibrated(arguments)
+        for spec in chosen[number::rounds]:
+            try:
+                seen = rows_of(spec, table, here, arguments.seconds, arguments.quick)
+            except ArchcompassError as error:
+                failed[spec.name] = str(error)
+                continue
+            printed(seen)
+            rows += seen
+    return rows, failed
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=8.0, help="for each question")
+    parser.add_argument("--rounds", type=int, default=4, help="calibrations, each with its share of the models")
+    parser.add_argument("--models", default="", help="only these, with commas")
     parser.add_argument("--quick", action="store_true", help="two models, one length")
     parser.add_argument("--table", type=Path, help="an efficiency table instead of calibrating now")
     parser.add_argument("--again", type=Path, help="results of an earlier run: keep what was measured, predict anew")
-    parser.add_argument("--keep-table", type=Path, help="where to write the table that was calibrated")
+    parser.add_argument("--keep-table", type=Path, help="where to write the last table that was calibrated")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    load_before, paces = os.getloadavg()[0], [pace()]
-    if arguments.table:
-        table = from_json(json.loads(arguments.table.read_text()), where=arguments.table.name)
-    else:
-        table, _ = calibrate(
-            "cpu",
-            progress=lambda share, text: print(f"{share:4.0%} {text}", file=sys.stderr),
-            budget_seconds=900,
-            keep=False,
-        )
-        if arguments.keep_table:
-            arguments.keep_table.write_text(json.dumps(to_json(table)) + "\n", encoding="utf-8")
-    paces.append(pace())
-    calibrated = {phase: (paces[0][phase] + paces[1][phase]) / 2 for phase in paces[0]}
-    here, rows, failed = find("cpu"), [], {}
+    load_before, here = os.getloadavg()[0], find("cpu")
     print(f"{'model':24s} {'phase':9s} {'tokens':>6s} {'measured ms':>12s} {'predicted ms':>12s} {'ratio':>6s}")
-    again = json.loads(arguments.again.read_text()) if arguments.again else None
-    if again:
-        rows, calibrated = judged_again(again, table, here), again["pace_of_calibration_ms"]
-    for spec in [] if again else models(arguments.quick):
-        try:
-            seen = rows_of(spec, table, here, arguments.seconds, arguments.quick)
-        except ArchcompassError as error:
-            failed[spec.name] = str(error)
-            print(f"{spec.name:24s} failed: {error}")
-            continue
-        rows += seen
-        for row in seen:
-            shown = f"{row['measured_ms']:12.2f} {row['predicted_ms']:12.2f} {row['ratio']:6.2f}"
-            print(f"{row['model']:24s} {row['phase']:9s} {row['tokens']:6d} {shown}", flush=True)
-    at_pace(rows, calibrated)
-    summaries = {key: summary(rows, key) for key in ("ratio", "ratio_at_pace")}
-    for key, errors in summaries.items():
-        print(key)
-        for phase, found in errors.items():
-            print(
-                f"{phase:9s} {found['rows']:4.0f} rows  median {found['median_error']:.1%}  p90 {found['p90_error']:.1%}"
-            )
+    if arguments.again:
+        rows, failed = judged_again(json.loads(arguments.again.read_text()), calibrated(arguments), here), {}
+        printed(rows)
+    else:
+        rows, failed = measured(arguments, here)
+    errors = summary(rows)
+    for phase, found in errors.items():
+        print(f"{phase:9s} {found['rows']:4.0f} rows  median {found['median_error']:.1%}  p90 {found['p90_error']:.1%}")
+    for name, why in failed.items():
+        print(f"{name} failed: {why}")
     kept = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "machine": here.name,
         "threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version(),
-        "clock": table.made.get("clock"), "load_before": round(load_before, 2), "load_after": round(os.getloadavg()[0], 2),
-        "pace_of_calibration_ms": calibrated, "summary": summaries, "failed": failed, "rows": rows,
+        "clock": "process CPU time" if torch.get_num_threads() == 1 else "wall",
+        "load_before": round(load_before, 2), "load_after": round(os.getloadavg()[0], 2),
+        "summary": errors, "failed": failed, "rows": rows,
     }  # fmt: skip
     target = arguments.out or RESULTS / f"accuracy-{file_name(here)}.json"
     target.parent.mkdir(parents=True, exist_ok=True)

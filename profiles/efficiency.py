@@ -107,6 +107,8 @@ class Efficiency:
         overlaps: whether starting kernels runs ahead of the kernels themselves (accelerators), or adds to them.
         peaks: measured FLOP/s by dtype and "bandwidth" that stand for the data sheet's, where there are any.
         spread: (low, high) factors on a predicted time, for prefill and decode.
+        training: seconds of a training step over three times the forward pass, by "block:dtype", "head:dtype", and
+            "gemm:dtype" for products of blocks that were not measured; 1 where nothing is known.
         live: activation memory seen over the memory that a block states, by "kind:dtype"; 1 where nothing was seen.
         made: versions, date and machine of a measurement.
     """
@@ -119,6 +121,7 @@ class Efficiency:
     overlaps: bool
     peaks: Mapping[str, float] = field(default_factory=dict, hash=False)
     spread: Mapping[str, tuple[float, float]] = field(default_factory=dict, hash=False)
+    training: Mapping[str, float] = field(default_factory=dict, hash=False)
     live: Mapping[str, float] = field(default_factory=dict, hash=False)
     made: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
@@ -129,6 +132,11 @@ class Efficiency:
             kinds.get(f"{owner}/{op.name}:{op.compute}") or kinds.get(f"{op.kind}:{op.compute}") or kinds.get(op.kind)
         )
         return found if found is not None else kinds["pointwise"]
+
+    def trained(self, op: Op, owner: str) -> float:
+        """Factor on the time of `op` of block `owner` in a training step."""
+        known = self.training
+        return known.get(f"{owner}:{op.compute}") or known.get(f"{op.kind}:{op.compute}") or 1.0
 
 
 def seconds(op: Op, curves: KindEfficiency, rate: float, bandwidth: float) -> float:
@@ -272,6 +280,7 @@ def to_json(table: Efficiency) -> dict[str, Any]:
         "source": table.source,
         "made": dict(table.made),
         "peaks": dict(table.peaks),
+        "training": dict(table.training),
         "live": dict(table.live),
         "layer_seconds": table.layer_seconds,
         "step_seconds": table.step_seconds,
@@ -316,6 +325,7 @@ def from_json(data: Any, where: str = "efficiency table") -> Efficiency:
             overlaps=bool(data["overlaps"]),
             peaks={name: float(value) for name, value in data["peaks"].items()},
             spread={phase: (float(low), float(high)) for phase, (low, high) in data["spread"].items()},
+            training={name: float(value) for name, value in data.get("training", {}).items()},
             live={name: float(value) for name, value in data["live"].items()},
             made=dict(data["made"]),
         )

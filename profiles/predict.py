@@ -81,6 +81,7 @@ class Prediction:
         memory: the ledger.
         fits: whether the memory does.
         prefill, decode: the calls, part by part.
+        basis: the name of the table that the times stand on.
         notes: what a reader must know.
         verdict: why it does not fit and what would; empty when it does.
     """
@@ -97,6 +98,7 @@ class Prediction:
     fits: bool
     prefill: Call | None
     decode: Call | None
+    basis: str = ""
     notes: tuple[str, ...] = ()
     verdict: str = ""
 
@@ -126,7 +128,7 @@ def predict(
         return Prediction(
             prefill_ms=None, prefill_tokens_per_second=None, prefill_flops=flops, decode_ms_per_token=None,
             tokens_per_second=None, low=low, high=high, source=_source(table), memory=ledger, fits=False,
-            prefill=None, decode=None, notes=ledger.notes, verdict=_verdict(ledger, hardware),
+            prefill=None, decode=None, basis=table.name, notes=ledger.notes, verdict=_verdict(ledger, hardware),
         )  # fmt: skip
     prefill = join([(times, call(spec, step, request, hardware, table)) for times, step in steps])
     if request.parallel == "pipeline" and hardware.count > 1:
@@ -149,6 +151,7 @@ def predict(
         fits=True,
         prefill=prefill,
         decode=decode,
+        basis=table.name,
         notes=(*ledger.notes, *_notes(prefill, decode)),
     )
 
@@ -161,7 +164,7 @@ def call(spec: ModelSpec, step: Step, request: Request, hardware: Hardware, tabl
     cards = hardware.count if request.parallel == "tensor" else 1
     if hardware.count > 1:
         operations += [("", op) for op in _messages(spec, step, request, hardware)]
-    return time_of(operations, table, hardware, spec.num_hidden_layers, cards)
+    return time_of(operations, table, hardware, spec.num_hidden_layers, cards, step.training)
 
 
 def _quantised_head(owner: str, op: Op, request: Request) -> tuple[str, Op]:
@@ -188,9 +191,14 @@ def owned_work(spec: ModelSpec, step: Step) -> list[tuple[str, Op]]:
 
 
 def time_of(
-    operations: Sequence[tuple[str, Op]], table: Efficiency, hardware: Hardware, layers: int, cards: int = 1
+    operations: Sequence[tuple[str, Op]],
+    table: Efficiency,
+    hardware: Hardware,
+    layers: int,
+    cards: int = 1,
+    training: bool = False,
 ) -> Call:
-    """Time of (owner, op) that run one after another, each spread over `cards`."""
+    """Time of (owner, op) that run one after another, each spread over `cards`; `training` when a backward pass follows."""
     parts, device, started, flops = [], 0.0, 0.0, 0.0
     bandwidth = table.peaks.get("bandwidth", hardware.bandwidth_bytes_per_second) * cards
     for owner, op in operations:
@@ -204,6 +212,7 @@ def time_of(
         started += curves.launch_seconds * op.count
         if not table.overlaps:
             spent += curves.launch_seconds
+        spent *= table.trained(op, owner) if training else 1.0
         device += spent * op.count
         flops += op.flops * op.count
         parts.append(Part(name=op.name, kind=op.kind, count=op.count, ms=spent * op.count * 1e3, bound=bound))
@@ -254,17 +263,21 @@ def _pipelined(whole: Call, request: Request, cards: int) -> Call:
 
 
 def _with_update(step: Call, spec: ModelSpec, request: Request, hardware: Hardware, table: Efficiency) -> Call:
-    """The optimizer's pass: weights, gradients and moments read, weights and moments written."""
-    total = spec.parameters().total
-    element = 4 if request.precision == "fp32" else 2
-    moments = {"adamw": 8, "adamw-8bit": 2, "sgd": 4}[request.optimizer] + 4 * request.master_weights
-    moved = float(total * (3 * element + 2 * moments))
-    update = Op("pointwise", "optimizer", 0.0, activation_bytes=moved, shape=(total,))
+    """A step with the optimizer's pass: weights, gradients and moments read, weights and moments written."""
+    update = update_of(spec.parameters().total, request)
     extra = time_of([("optimizer", update)], table, hardware, 0, hardware.count)
     recomputed = {"none": 0.0, "selective": 0.1, "full": 1 / 3}[request.recompute] * step.ms
     again = Part(name="recomputed activations", kind="constant", count=1, ms=recomputed, bound="compute")
     parts = (*step.parts, extra.parts[0], *([again] if recomputed else []))
     return Call(ms=sum(part.ms for part in parts), flops=step.flops, parts=parts, launch_bound=step.launch_bound)
+
+
+def update_of(parameters: int, request: Request) -> Op:
+    """The optimizer's pass over so many weights."""
+    element = 4 if request.precision == "fp32" else 2
+    moments = {"adamw": 8, "adamw-8bit": 2, "sgd": 4}[request.optimizer] + 4 * request.master_weights
+    moved = float(parameters * (3 * element + 2 * moments))
+    return Op("pointwise", "optimizer", 0.0, activation_bytes=moved, shape=(parameters,), compute=request.activations)
 
 
 def _flops(operations: Sequence[Op]) -> float:

@@ -371,7 +371,7 @@ def _parts(call: Call) -> list[PartMs]:
 def _why(prediction: Prediction) -> str:
     if prediction.source == "calibrated":
         return "spread of this table's predictions against measurements"
-    return "data sheet with ordinary efficiencies; nothing was measured on this machine"
+    return f"{prediction.basis}; nothing was measured on this machine"
 
 
 def _check(called: str, request: Request, hardware: Hardware | None) -> str:

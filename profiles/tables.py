@@ -1,11 +1,14 @@
-"""Which efficiency table serves a machine: the user's own calibration first, then a shipped one, then the literature."""
+"""Which efficiency table serves a machine: the user's own calibration first, then a shipped one, then that of the nearest
+processor, then the literature."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+from dataclasses import replace
 from functools import lru_cache
+from math import log
 from pathlib import Path
 
 from archcompass.errors import FileFormatError, InputError
@@ -45,7 +48,49 @@ def efficiency_of(hardware: Hardware, engine: Engine = "native") -> Efficiency:
         return _fitted(engine, hardware.vendor, hardware.kind, hardware.id)
     if hardware.kind == "described":
         return ACCELERATOR
-    return _load(file_name(hardware, engine), hardware.is_cpu, _base())
+    found = _load(file_name(hardware, engine), _base())
+    if found is not None:
+        return found
+    return borrowed(hardware) if hardware.is_cpu else ACCELERATOR
+
+
+@lru_cache(maxsize=8)
+def borrowed(processor: Hardware) -> Efficiency:
+    """What the most similar processor with a shipped table reaches of its peaks, for one that was never measured.
+
+    Similar means the same instruction set; of several, the same vendor, then the nearest number of threads. Peaks are
+    this processor's estimates, corrected as measuring corrected those of the other. Nobody measured here, so the source
+    stays "roofline" and the range wide.
+    """
+    from archcompass.profiles.cpu import threads
+
+    found = [table for table in _shipped_processors() if table.made.get("machine") == processor.architecture.split()[0]]
+    if not found:
+        return PROCESSOR
+
+    def distance(table: Efficiency) -> tuple[bool, float]:
+        return table.made["vendor"] != processor.vendor, abs(log(table.made["threads"] / threads()))
+
+    nearest = min(found, key=distance)
+    return replace(
+        nearest,
+        name=f"efficiencies measured on another processor ({nearest.name}), scaled to this one",
+        source="roofline",
+        peaks={} if processor.confidence == "measured here" else _scaled_peaks(nearest, processor),
+        spread=PROCESSOR.spread,
+    )
+
+
+def _scaled_peaks(table: Efficiency, processor: Hardware) -> dict[str, float]:
+    estimates = dict(processor.flops) | {"bandwidth": processor.bandwidth_bytes_per_second}
+    before = table.made["estimates"]
+    return {name: estimates[name] * peak / before[name] for name, peak in table.peaks.items() if name in before}
+
+
+def _shipped_processors() -> list[Efficiency]:
+    names = sorted(path.stem for path in (Path(__file__).parent / "data/efficiency").glob("cpu-*.json"))
+    tables = [table for name in names if (table := shipped(name)) is not None]
+    return [table for table in tables if "estimates" in table.made]
 
 
 @lru_cache(maxsize=64)
@@ -71,7 +116,11 @@ def save(table: Efficiency, hardware: Hardware, engine: Engine = "native") -> Pa
     directory.mkdir(parents=True, exist_ok=True)
     target = directory / f"{file_name(hardware, engine)}.json"
     with tempfile.NamedTemporaryFile("w", dir=directory, suffix=".part", delete=False, encoding="utf-8") as part:
-        json.dump(to_json(table), part)
+        try:
+            json.dump(to_json(table), part)
+        except BaseException:
+            os.unlink(part.name)
+            raise
     os.replace(part.name, target)
     forget()
     return target
@@ -80,11 +129,12 @@ def save(table: Efficiency, hardware: Hardware, engine: Engine = "native") -> Pa
 def forget() -> None:
     """Reads tables anew, after a calibration."""
     _load.cache_clear()
+    borrowed.cache_clear()
     shipped.cache_clear()
 
 
 @lru_cache(maxsize=64)
-def _load(name: str, is_cpu: bool, base: str) -> Efficiency:
+def _load(name: str, base: str) -> Efficiency | None:
     own = Path(base) / "archcompass" / f"{name}.json"
     if own.is_file():
         try:
@@ -92,4 +142,4 @@ def _load(name: str, is_cpu: bool, base: str) -> Efficiency:
         except ValueError as error:
             raise FileFormatError(f"{own.name} is no JSON ({error}); calibrate again, or delete it") from error
         return from_json(data, where=own.name)
-    return shipped(name) or (PROCESSOR if is_cpu else ACCELERATOR)
+    return shipped(name)

@@ -11,7 +11,7 @@ from archcompass.blocks.base import Block, Live, Op, Parameters, Step, Traits, g
 
 
 class Embedding(Block):
-    """The input table.
+    """The input table. In training its whole gradient is written, whichever rows were looked up.
 
     Attributes:
         vocab_size: rows.
@@ -34,7 +34,11 @@ class Embedding(Block):
 
     def work(self, width: int, step: Step) -> list[Op]:
         moved = float(step.tokens * width * step.element_bytes)
-        return [Op("gather", "embedding", 0.0, activation_bytes=2 * moved, shape=(step.tokens, width))]
+        look_up = Op("gather", "embedding", 0.0, activation_bytes=2 * moved, shape=(step.tokens, width))
+        if not step.training:
+            return [look_up]
+        table = float(self.vocab_size * width * step.element_bytes)
+        return [look_up, Op("pointwise", "table gradient", 0.0, activation_bytes=table, shape=(self.vocab_size, width))]
 
     @classmethod
     def tiny(cls) -> list[Self]:

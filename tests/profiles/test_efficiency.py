@@ -1,13 +1,18 @@
 """Efficiency curves interpolate inside, hold at the edge, and survive their file; tables are chosen in the right order."""
 
 import json
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from archcompass.blocks.base import Op
 from archcompass.blocks.model.spec import ModelSpec
 from archcompass.errors import FileFormatError, InputError
 from archcompass.profiles import tables
@@ -91,6 +96,81 @@ def test_a_calibration_of_this_user_comes_first_and_says_so(
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+def test_an_interrupted_calibration_leaves_the_old_table_whole(
+    monkeypatch: pytest.MonkeyPatch, no_calibration_of_this_user: Path
+) -> None:
+    card = find("rtx-4090")
+    path = tables.save(replace(ACCELERATOR, step_seconds=0.25), card)
+
+    def stopped(data: object, part: IO[str]) -> None:
+        part.write('{"archcompass')
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(json, "dump", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        tables.save(replace(ACCELERATOR, step_seconds=0.75), card)
+    tables.forget()
+    assert tables.efficiency_of(card).step_seconds == 0.25
+    assert list(path.parent.iterdir()) == [path]
+
+
+KILLED = """
+import json, os, signal
+from archcompass.profiles import tables
+from archcompass.profiles.efficiency import ACCELERATOR
+from archcompass.profiles.hardware import find
+
+def killed(data, part):
+    part.write('{"archcompass'), part.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+json.dump = killed
+tables.save(ACCELERATOR, find("rtx-4090"))
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no such signal here")
+def test_a_killed_calibration_leaves_the_old_table_whole(no_calibration_of_this_user: Path) -> None:
+    card = find("rtx-4090")
+    tables.save(replace(ACCELERATOR, step_seconds=0.25), card)
+    ended = subprocess.run([sys.executable, "-P", "-c", KILLED], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    tables.forget()
+    assert tables.efficiency_of(card).step_seconds == 0.25
+
+
+def test_a_processor_nobody_measured_borrows_from_the_nearest_and_says_so(llama: ModelSpec) -> None:
+    here = find("cpu")
+    known = from_json(json.loads(SHIPPED_PROCESSOR.read_text()))
+    other = replace(here, name="Some other", architecture=f"{known.made['machine']} of tomorrow", vendor="Nobody")
+    twice = replace(other, flops={name: 2 * rate for name, rate in other.flops.items()})
+    table = tables.borrowed(other)
+    assert table.source == "roofline"
+    assert "another processor" in table.name
+    assert table.spread == PROCESSOR.spread
+    assert tables.borrowed(twice).peaks["bf16"] == pytest.approx(2 * table.peaks["bf16"])
+    made = predict(llama, Request(prompt=512), other)
+    assert (made.source, made.basis) == ("roofline", table.name)
+
+
+def test_what_is_probed_here_is_not_scaled_again() -> None:
+    known = from_json(json.loads(SHIPPED_PROCESSOR.read_text()))
+    probed = replace(find("cpu"), architecture=f"{known.made['machine']} of tomorrow", confidence="measured here")
+    assert tables.borrowed(probed).peaks == {}
+
+
+def test_a_processor_of_another_kind_borrows_nothing() -> None:
+    assert tables.borrowed(replace(find("cpu"), architecture="riscv64 0")) is PROCESSOR
+
+
+def test_training_factors_go_by_block_then_by_kind() -> None:
+    table = replace(ACCELERATOR, training={"mamba2:bf16": 1.5, "gemm:bf16": 1.25})
+    product = Op("gemm", "in", 1.0, shape=(1, 1, 1))
+    assert table.trained(product, "mamba2") == 1.5
+    assert table.trained(product, "gated_mlp") == 1.25
+    assert table.trained(Op("scan", "scan", 1.0), "mamba") == 1.0
+
+
 def test_measured_peaks_stand_for_the_data_sheets(llama: ModelSpec) -> None:
     card = find("rtx-4090")
     slow = replace(ACCELERATOR, peaks={"bandwidth": card.bandwidth_bytes_per_second / 2})
@@ -125,6 +205,7 @@ def test_fitted_engines_say_on_what_they_were_judged() -> None:
     assert made["sources"]
 
 
+SHIPPED_PROCESSOR = min((Path(tables.__file__).parent / "data" / "efficiency").glob("cpu-*.json"))
 SHIPPED = sorted((Path(tables.__file__).parent / "data" / "efficiency").glob("*.json"))
 
 

@@ -1,0 +1,196 @@
+"""What a machine reaches in products of matrices and in attention, by shape: the curves that all blocks share.
+
+Weights and caches are cycled through until no cache can hold them, as the layers of a model do. Where few rows meet a weight
+its bytes decide the time; the curve over rows holds that too, since efficiency is told by the time that was really taken.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from archcompass.blocks.base import Block, Op, known_blocks
+from archcompass.profiles.efficiency import Curve, KindEfficiency, scaled
+from archcompass.profiles.measure import build
+from archcompass.profiles.measure.clock import repeat
+from archcompass.profiles.request import Request
+
+ROWS = (1, 4, 16, 64, 256, 1024)
+ELEMENTS = (2**16, 2**18, 2**20, 2**22, 2**24)
+EXPERT_ROWS = (1, 4, 16, 64, 256)
+EXPERT_ELEMENTS = (2**17, 2**19, 2**21)
+TOKENS = (32, 128, 512, 2048)
+PROMPTS = (16, 64, 128, 256, 512, 1024, 2048)
+KEYS = (128, 512, 2048, 8192)
+
+COLD_BYTES = 96 * 2**20
+"""More than the caches of a processor hold."""
+
+NEVER = 4.0
+"""The most an efficiency may be: caches beat the memory they stand before, but not by more than this."""
+
+
+def share(ideal: float, spent: float) -> float:
+    """An efficiency: roofline time over measured time, kept within what can be."""
+    return min(NEVER, max(1e-6, ideal / max(spent, 1e-12)))
+
+
+@dataclass(frozen=True)
+class Products:
+    """Products of one machine in one dtype.
+
+    Attributes:
+        peaks: FLOP/s by dtype and "bandwidth", which efficiencies are shares of.
+        name: "bf16" or "fp32".
+    """
+
+    device: torch.device
+    peaks: dict[str, float]
+    name: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return build.DTYPES[self.name]
+
+    def gemm(self) -> KindEfficiency:
+        """Products by rows and size of the weight."""
+        launch = self._product(1, 64) * 0.8
+        times = {
+            (rows, size): max(self._product(rows, math.isqrt(size)) - launch, 1e-9)
+            for rows in ROWS
+            for size in ELEMENTS
+        }
+        never_falling(times, ROWS, ELEMENTS)
+        moved = {size: float((size + 2 * math.isqrt(size)) * self.dtype.itemsize) for size in ELEMENTS}
+        memory = {moved[size]: share(moved[size] / self.peaks["bandwidth"], times[1, size]) for size in ELEMENTS}
+        return KindEfficiency(
+            compute=self._over(times, ROWS, ELEMENTS), memory=Curve.over(scaled(memory)), launch_seconds=launch
+        )
+
+    def grouped(self) -> KindEfficiency:
+        """Products of experts by rows that one expert gets and size of its weight; a single token runs expert by expert."""
+        times = {(rows, size): self._experts(rows, size) for rows in EXPERT_ROWS for size in EXPERT_ELEMENTS}
+        never_falling(times, EXPERT_ROWS, EXPERT_ELEMENTS)
+        compute = self._over(times, EXPERT_ROWS, EXPERT_ELEMENTS)
+        return KindEfficiency(compute=compute, memory=Curve.constant(1.0), launch_seconds=0.0)
+
+    def _over(self, times: dict[tuple[int, int], float], rows: Sequence[int], sizes: Sequence[int]) -> Curve:
+        values = tuple(
+            tuple(share(2.0 * row * size / self.peaks[self.name], times[row, size]) for size in sizes) for row in rows
+        )
+        return Curve(tuple(map(float, rows)), tuple(map(float, sizes)), values)
+
+    def _product(self, rows: int, side: int) -> float:
+        """Seconds of x [rows, side] times a weight [side, side] that is in no cache."""
+        weight_bytes = side * side * self.dtype.itemsize
+        copies = max(1, min(128, COLD_BYTES // weight_bytes)) if rows <= 64 else 2
+        weights = self._cold((side, side), copies)
+        x = torch.randn(rows, side, device=self.device).to(self.dtype)
+
+        def cycle() -> None:
+            for weight in weights:
+                torch.nn.functional.linear(x, weight)
+
+        return self._seconds(cycle, least=3) / len(weights)
+
+    def _experts(self, rows: int, size: int) -> float:
+        """Seconds that one expert takes of a grouped product with `rows` rows for each."""
+        from archcompass.kernels.moe.grouped import GROUPED_MM, by_expert, grouped_mm_obstacle, multiply
+
+        columns, inner = 2 ** (size.bit_length() // 2), size // 2 ** (size.bit_length() // 2)
+        experts = max(8, min(64, COLD_BYTES // 2 // (size * self.dtype.itemsize)))
+        weights = torch.stack(self._cold((columns, inner), experts))
+        x = torch.randn(rows * experts, inner, device=self.device).to(self.dtype)
+        groups = by_expert(torch.arange(experts, device=self.device).repeat_interleave(rows)[:, None], experts)
+        on_device = self.device.type == "cuda" and grouped_mm_obstacle(x, weights) is None
+
+        def single() -> None:
+            for expert in range(experts):
+                torch.nn.functional.linear(x[:1], weights[expert])
+
+        def all_together() -> None:
+            if on_device:
+                GROUPED_MM(x, weights.transpose(1, 2), offs=groups.ends)
+            else:
+                multiply(x, weights.transpose(1, 2), None, groups)
+
+        return self._seconds(single if rows == 1 and not on_device else all_together, least=2) / experts
+
+    def _cold(self, shape: tuple[int, int], copies: int) -> list[torch.Tensor]:
+        first = torch.randn(shape, device=self.device).to(self.dtype)
+        return [first, *(first.clone() for _ in range(copies - 1))]
+
+    def attention(self) -> KindEfficiency:
+        """Prompts by length, single steps by depth, with 16 heads of 64 channels over 16 and over 4 key heads."""
+        launch = self._attention(1, 1, 4) * 0.8
+        computing: list[dict[float, float]] = []
+        moving: list[Curve] = []
+        for key_heads in (16, 4):
+            compute, memory = {1.0: 0.0}, {}
+            for keys in KEYS:
+                op = _attention_op(1, keys, key_heads, self.name)
+                spent = max(self._attention(1, keys, key_heads) - launch, 1e-9)
+                memory[op.bytes] = share(op.bytes / self.peaks["bandwidth"], spent)
+                compute[1.0] = max(compute[1.0], share(op.flops / self.peaks[self.name], spent))
+            for new in PROMPTS:
+                op = _attention_op(new, new, key_heads, self.name)
+                spent = max(self._attention(new, new, key_heads) - launch, 1e-9)
+                compute[float(new)] = share(op.flops / self.peaks[self.name], spent)
+            computing.append(compute)
+            moving.append(Curve.over(scaled(memory)))
+        return KindEfficiency(
+            compute=Curve(tuple(computing[0]), (1.0, 4.0), tuple(zip(*(c.values() for c in computing), strict=True))),
+            memory=_side_by_side(moving),
+            launch_seconds=launch,
+        )
+
+    def _attention(self, new: int, keys: int, key_heads: int) -> float:
+        from archcompass.kernels.attention import attention
+
+        q = torch.randn(1, new, 16, 64, device=self.device).to(self.dtype)
+        copies = max(1, min(16, COLD_BYTES // (2 * keys * key_heads * 64 * self.dtype.itemsize))) if new == 1 else 1
+        caches = [
+            [torch.randn(1, keys, key_heads, 64, device=self.device).to(self.dtype) for _ in range(2)]
+            for _ in range(copies)
+        ]
+
+        def cycle() -> None:
+            for k, v in caches:
+                attention(q, k, v)
+
+        return self._seconds(cycle, least=2) / copies
+
+    def _seconds(self, cycle: Callable[[], None], least: int) -> float:
+        return repeat(cycle, self.device, seconds=0.12, least=least, most=20).ms * 1e-3
+
+
+def never_falling(times: dict[tuple[int, int], float], rows: Sequence[int], sizes: Sequence[int]) -> None:
+    """More rows or a larger weight never take less time; noise that says so is levelled."""
+    for row_index, row in enumerate(rows):
+        for size_index, size in enumerate(sizes):
+            before = [times[rows[row_index - 1], size]] if row_index else []
+            before += [times[row, sizes[size_index - 1]]] if size_index else []
+            times[row, size] = max([times[row, size], *before])
+
+
+def _side_by_side(curves: Sequence[Curve]) -> Curve:
+    """Curves over bytes of single and of four-fold grouped queries as one; a prompt's queries are bound by arithmetic."""
+    sizes = sorted({size for curve in curves for size in curve.x})
+    return Curve(tuple(sizes), (1.0, 4.0, 64.0), tuple((*(curve.at(size) for curve in curves), 1.0) for size in sizes))
+
+
+def instance(kind: str, heads: int, key_heads: int = 4) -> Block:
+    """An attention or MLP block of ordinary shape."""
+    if kind == "attention":
+        fields = {"num_attention_heads": heads, "num_key_value_heads": key_heads, "head_dim": 64}
+        return known_blocks()[kind].model_validate(fields)
+    return known_blocks()[kind].model_validate({"intermediate_size": 512})
+
+
+def _attention_op(new: int, keys: int, key_heads: int, name: str) -> Op:
+    step = Request(precision=name).step(new, keys - new)
+    work = instance("attention", 16, key_heads).work(1024, step)
+    return next(op for op in work if op.kind == "attention")
