@@ -19,8 +19,10 @@ from archcompass.blocks.base import Block
 from archcompass.blocks.gated_delta_net.spec import GatedDeltaNet
 from archcompass.blocks.gated_mlp.spec import GatedMLP
 from archcompass.blocks.mamba2.spec import Mamba2
-from archcompass.blocks.model.spec import ModelSpec
+from archcompass.blocks.model.spec import ModelSpec, Residual
 from archcompass.blocks.moe.spec import MoE
+from archcompass.blocks.norm.spec import RMSNorm
+from archcompass.blocks.rope import Rope
 
 Family = Literal["transformer", "moe", "ssm", "hybrid"]
 
@@ -111,6 +113,12 @@ def _depth(table: tuple[tuple[int, int], ...], width: int) -> float:
     return float(few * (many / few) ** part)
 
 
+_UNIT_NORM = RMSNorm(unit_offset=True)
+
+_UNIT_NORMS = {"norm": _UNIT_NORM, "residual": Residual(norm=_UNIT_NORM)}
+"""A hybrid is Qwen3-Next's in every convention that costs nothing, so that its class and its kernels run the design."""
+
+
 @lru_cache(maxsize=4096)
 def build_spec(style: Style, shape: Shape) -> ModelSpec:
     """The model of a rung, from real blocks."""
@@ -122,6 +130,7 @@ def build_spec(style: Style, shape: Shape) -> ModelSpec:
         tie_word_embeddings=shape.width < TIED_BELOW,
         blocks=blocks,
         layers=pattern,
+        **(_UNIT_NORMS if style.family == "hybrid" else {}),
     )
 
 
@@ -143,6 +152,12 @@ def _attention(style: Style, width: int, window: int | None = None) -> Attention
     )
 
 
+def _gated_attention(style: Style, width: int) -> Attention:
+    """As Qwen3-Next has it: a sigmoid on what each head found (Qiu et al., arXiv 2505.06708), a quarter of it turned."""
+    gated = {"output_gate": True, "qk_norm_unit_offset": True, "rope": Rope(partial_rotary_factor=0.25)}
+    return _attention(style, width, style.window).model_copy(update=gated)
+
+
 def _key_heads(style: Style, width: int) -> int:
     """Key heads of a model of 1024 channels or more."""
     if style.family == "hybrid":
@@ -151,17 +166,31 @@ def _key_heads(style: Style, width: int) -> int:
 
 
 def _channel(style: Style, width: int) -> Block:
-    """A gated MLP of 3.5 widths (Llama 3), or experts that together are 3 widths wide for each token (Qwen 3)."""
+    """A gated MLP of 3.5 widths (Llama 3), or experts that together are 3 widths wide for each token (Qwen 3).
+
+    A hybrid has one more for every token, behind a gate (Qwen3-Next).
+    """
     if not style.experts:
         return GatedMLP(intermediate_size=_round(3.5 * width, 256 if width >= 1024 else 32))
-    inner = _round(3 * width / style.chosen, 64 if width >= 512 else 32)
-    return MoE(num_experts=style.experts, num_experts_per_tok=style.chosen, moe_intermediate_size=inner)
+    shared = style.family == "hybrid"
+    inner = _round(3 * width / (style.chosen + shared), 64 if width >= 512 else 32)
+    return MoE(
+        num_experts=style.experts,
+        num_experts_per_tok=style.chosen,
+        moe_intermediate_size=inner,
+        shared_expert_intermediate_size=inner if shared else 0,
+        shared_expert_gate=shared,
+    )
 
 
 def _mamba(width: int) -> Mamba2:
-    """Twice the width inside, heads of 64 channels, state of 128 rows (64 in small models)."""
+    """Twice the width inside, heads of 64 channels, state of 128 rows (64 in small models).
+
+    Its norm's epsilon is the model's: HF's Mamba-2 has one for all.
+    """
     dim = 64 if width >= 64 else 32
-    return Mamba2(num_heads=2 * width // dim, head_dim=dim, state_size=128 if width >= 512 else 64)
+    state = 128 if width >= 512 else 64
+    return Mamba2(num_heads=2 * width // dim, head_dim=dim, state_size=state, norm_eps=RMSNorm().eps)
 
 
 def _delta(width: int) -> GatedDeltaNet:
@@ -191,7 +220,7 @@ def _mixed(style: Style, shape: Shape) -> tuple[str, dict[str, Block]]:
     channel = "experts" if style.experts else "mlp"
     blocks = {
         "delta": _delta(shape.width),
-        "attention": _attention(style, shape.width, style.window),
+        "attention": _gated_attention(style, shape.width),
         channel: _channel(style, shape.width),
     }
     return _interleaved("delta", "attention", channel, shape.layers, style.period), blocks

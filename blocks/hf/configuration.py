@@ -123,13 +123,33 @@ def to_config(spec: ModelSpec, model_type: str | None = None) -> dict[str, Any]:
     wanted = model_type or spec.model_type
     if wanted is not None:
         return _written(spec, family(wanted))
-    reasons: dict[str, str] = {}
+    tried: list[ConversionError] = []
     for name in model_types():
         try:
             return _written(spec, family(name))
         except ConversionError as error:
-            reasons[name] = str(error)
-    raise ConversionError(f"no Hugging Face family can say this model; llama: {reasons.get('llama', 'not read')}")
+            tried.append(error)
+    nearest_one = min(tried, key=lambda error: error.distance if isinstance(error, _LostError) else _FAR)
+    raise ConversionError(f"no Hugging Face family can say this model; the nearest: {nearest_one}")
+
+
+class _LostError(ConversionError):
+    """A family that says another model.
+
+    Args:
+        chosen: the family.
+        lost: every difference, worded.
+        missing: how many kinds of our blocks the family's model lacks.
+    """
+
+    def __init__(self, chosen: Family, lost: list[str], missing: int) -> None:
+        self.distance = (missing, len(lost))
+        more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
+        super().__init__(f"{chosen.model_type} cannot say this model: {lost[0]}{more}")
+
+
+_FAR = (10**6, 0)
+"""Farther than any model that a family says: one it has no words for."""
 
 
 def _written(spec: ModelSpec, chosen: Family) -> dict[str, Any]:
@@ -142,8 +162,12 @@ def _written(spec: ModelSpec, chosen: Family) -> dict[str, Any]:
     except (SpecError, AttributeError, KeyError, IndexError, ValueError) as error:
         raise ConversionError(f"{chosen.model_type} cannot say this model: {_plain(error)}") from error
     if lost := differences(spec, back):
-        raise ConversionError(f"{chosen.model_type} cannot say this model: {lost[0]}")
+        raise _LostError(chosen, lost, len(_kinds(spec) - _kinds(back)))
     return {key: _finite(value) for key, value in config.items()}
+
+
+def _kinds(spec: ModelSpec) -> set[str]:
+    return {block.kind for block in spec.blocks.values()}
 
 
 def _special_floats(value: Any) -> Any:

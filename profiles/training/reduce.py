@@ -7,7 +7,7 @@ No block is known by name here: what may shrink is found by asking the blocks wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -39,23 +39,39 @@ def reduced(spec: ModelSpec, parameters: int, vocab_size: int | None = None) -> 
     small = ModelSpec.model_validate(small.model_dump())
     if small.parameters().total > parameters:
         small = small.with_layers(compress(tuple(dict.fromkeys(small.expanded))))
-    while small.parameters().total > parameters:
-        narrower = _narrower(small)
-        if narrower == small:
-            break
-        small = narrower
+    for half in HALVES:
+        while small.parameters().total > parameters:
+            narrower = _narrower(small, half)
+            if narrower == small:
+                break
+            small = narrower
     return small
 
 
-def _narrower(spec: ModelSpec) -> ModelSpec:
-    """One round: every size is halved, alone, or else together with those of its block that are equal to it."""
+def _half_of(multiple: int) -> Callable[[int], int]:
+    """Halves what is a multiple of `multiple`, and leaves the rest."""
+    return lambda value: value if value % multiple else value // 2
+
+
+def _rounded_half(value: int) -> int:
+    """Half of a size, rounded up to a multiple of eight."""
+    return -(-value // (2 * SMALLEST_SIZE)) * SMALLEST_SIZE
+
+
+HALVES = (_half_of(16), _half_of(8), _rounded_half, _half_of(2))
+"""Ways to halve, the next where the last finds nothing more: sizes stay in proportion, and rows multiples of eight or four (16
+bytes, which grouped matrix products address), while they can."""
+
+
+def _narrower(spec: ModelSpec, half: Callable[[int], int]) -> ModelSpec:
+    """One round: every size is halved (`half`), alone, or else together with those of its block that are equal to it."""
     small, kept = spec, _kept(spec)
     sizes = list(_sizes(spec.model_dump(mode="json")))
     done: set[Place] = set()
     for place, value in sizes:
         equal = [other for other, size in sizes if other[:-1] == place[:-1] and size == value]
         for together in ([place], equal):
-            halved = None if done & set(together) else _changed(small, dict.fromkeys(together, value // 2))
+            halved = None if done & set(together) else _changed(small, dict.fromkeys(together, half(value)))
             if halved is not None and _kept(halved) == kept:
                 small = halved
                 done |= set(together)

@@ -15,7 +15,10 @@ import yaml
 
 from archcompass.advisor.export import TARGETS, export
 from archcompass.advisor.launch import VLLM_ARCHITECTURES
+from archcompass.advisor.recommend import recommend
+from archcompass.advisor.workload import Workload
 from archcompass.blocks.base import known_blocks
+from archcompass.blocks.hf import to_config
 from archcompass.blocks.hf.configuration import family, model_types
 from archcompass.blocks.model.files import dump, load
 from archcompass.blocks.model.schema import schema
@@ -46,11 +49,40 @@ def tiny(name: str) -> ModelSpec:
     return reduced(published(name), 60_000, vocab_size=256)
 
 
+SHORT, LONG = {"context": "4k", "gpu": "l40s"}, {"context": "128k", "gpu": "2x h100-sxm", "recall": "exact"}
+BROAD, NARROW = {"breadth": "encyclopedic", "knowledge": "weights"}, {"breadth": "narrow"}
+ADVISED = {
+    "transformer": ("transformer", SHORT, "qwen3"),
+    "transformer with windows": ("transformer", LONG, "qwen3"),
+    "moe": ("moe", SHORT, "qwen3_moe"),
+    "moe with windows": ("moe", LONG, "mellum"),
+    "ssm": ("ssm", SHORT, "mamba2"),
+    "hybrid": ("hybrid", SHORT | NARROW, "qwen3_next"),
+    "hybrid with experts": ("hybrid", LONG | BROAD, "qwen3_next"),
+}
+
+
+@pytest.mark.parametrize(("chosen", "workload", "model_type"), ADVISED.values(), ids=ADVISED)
+def test_the_advisors_own_designs_train_in_transformers(
+    chosen: str, workload: dict[str, Any], model_type: str, tmp_path: Path
+) -> None:
+    """The family's candidate for a workload, every layer kind kept, as small as a test can wait for."""
+    answer = recommend(Workload(**workload))
+    design = next(candidate.model for candidate in answer.candidates if candidate.family == chosen)
+    assert design is not None
+    assert to_config(design)["model_type"] == model_type
+    learns_in_transformers(reduced(design, 300_000, vocab_size=256), tmp_path)
+
+
 @pytest.mark.parametrize("name", ["llama-3.1-8b", "bamba-9b"], ids=["transformer", "hybrid"])
 def test_the_hf_folder_opens_in_transformers_and_trains_there(name: str, tmp_path: Path) -> None:
+    learns_in_transformers(tiny(name), tmp_path)
+
+
+def learns_in_transformers(spec: ModelSpec, tmp_path: Path) -> None:
+    """Exports `spec`, opens the folder in transformers, and trains there for 20 steps."""
     from transformers import AutoModelForCausalLM
 
-    spec = tiny(name)
     export(spec, tmp_path, "hf", weights="random", dtype="fp32")
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert sum(p.numel() for p in model.parameters()) == spec.parameters().total

@@ -132,6 +132,29 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "Qwen3MoeConfig",
         BASE | MLP | QWEN_EXPERTS | {"head_dim": 16, "mlp_only_layers": [0], "decoder_sparse_step": 2},
     ),
+    "mellum": ("MellumConfig", BASE | MLP | QWEN_EXPERTS | {"head_dim": 12}),
+    "mellum, windows, two ropes, dense first": (
+        "MellumConfig",
+        BASE
+        | MLP
+        | QWEN_EXPERTS
+        | {
+            "head_dim": 12,
+            "sliding_window": 8,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "mlp_layer_types": ["dense", "sparse", "sparse"],
+            "attention_bias": True,
+            "norm_topk_prob": False,
+        },
+    ),
+    "qwen3_next, dense alone": (
+        "Qwen3NextConfig",
+        BASE
+        | MLP
+        | QWEN_EXPERTS
+        | GATED_DELTA
+        | {"head_dim": 16, "num_hidden_layers": 4, "mlp_only_layers": [0, 1, 2, 3]},
+    ),
     "qwen3_next": (
         "Qwen3NextConfig",
         BASE

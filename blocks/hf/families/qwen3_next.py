@@ -13,9 +13,9 @@ from archcompass.blocks.attention.spec import Attention
 from archcompass.blocks.gated_delta_net.spec import GatedDeltaNet
 from archcompass.blocks.gated_mlp.spec import GatedMLP
 from archcompass.blocks.hf import parts
-from archcompass.blocks.hf.families.llama import assemble, read_attention, read_mlp, written
+from archcompass.blocks.hf.families.llama import assemble, read_attention, read_mlp, write_mlp, written
 from archcompass.blocks.hf.families.qwen3_moe import dense_layers, read_experts, write_experts
-from archcompass.blocks.hf.family import Family, Part, first, places
+from archcompass.blocks.hf.family import Family, Part, blocks_of, first, places
 from archcompass.blocks.hf.fields import Fields
 from archcompass.blocks.hf.rope import read_rope
 from archcompass.blocks.hf.weights import Permuted, Reshaped, Rows, Then, Weight, same
@@ -72,20 +72,26 @@ def _experts(fields: Fields) -> MoE:
 def write(spec: ModelSpec) -> dict[str, Any]:
     """Qwen3-Next's keys."""
     attention, linear = first(spec, Attention, "qwen3_next"), first(spec, GatedDeltaNet, "qwen3_next")
-    moe = first(spec, MoE, "qwen3_next")
     mixers = [place.block for place in places(spec) if place.part == 0]
     return (
         written(spec, attention)
-        | write_experts(spec, moe)
+        | _write_channel(spec)
         | write_linear(linear)
         | {
             "attention_bias": attention.qkv_bias,
-            "shared_expert_intermediate_size": moe.shared_expert_intermediate_size,
             "layer_types": [
                 "full_attention" if isinstance(mixer, Attention) else "linear_attention" for mixer in mixers
             ],
         }
     )
+
+
+def _write_channel(spec: ModelSpec) -> dict[str, Any]:
+    """Experts, with dense layers between them or not; or dense layers alone, which the class takes as well."""
+    for moe in blocks_of(spec, MoE):
+        return write_experts(spec, moe) | {"shared_expert_intermediate_size": moe.shared_expert_intermediate_size}
+    mlp = first(spec, GatedMLP, "qwen3_next")
+    return write_mlp(mlp) | {"mlp_only_layers": list(range(spec.num_hidden_layers))}
 
 
 def write_linear(linear: GatedDeltaNet) -> dict[str, Any]:
