@@ -19,7 +19,7 @@ from archcompass.kernels.cost import ceil_div
 from archcompass.kernels.diagonal_scan.tiles import ENOUGH_PROGRAMS, FORWARD, SHORTEST_SEGMENT
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["time", "segments", "length"])
 def _diagonal_kernel(
     decay_ptr, input_ptr, first_ptr, out_ptr, last_ptr, total_ptr,
     time, segments, length, channels,

@@ -65,7 +65,7 @@ def _state_gradient_kernel(
     tl.store(at, dstate, mask=inside)
 
 
-@triton.jit(do_not_specialize=["time", "chunks"])
+@triton.jit(do_not_specialize=["time", "chunks", "tokens"])
 def _query_key_gradient_kernel(
     q_ptr, k_ptr, v_ptr, b_ptr, states_ptr, dstates_ptr, do_ptr, dq_ptr, dk_ptr, dg_ptr, cu_ptr, place_ptr,
     time, chunks, tokens, groups, heads, scale,

@@ -1,16 +1,17 @@
 """Runs in a process of its own: every Triton kernel compiled for GPUs that are not here, against its budget."""
 
 import os
+from collections import defaultdict
+from pathlib import Path
 
 import pytest
-import torch
 from support.budget import compiled, faults
-from support.cases import compilations, meta
+from support.cases import compilations, first_calls, meta
 
 from archcompass.kernels.aot import compiling
-from archcompass.kernels.linear_attention import triton_op
-from archcompass.kernels.norm import triton_norm
 
+FIRST_CALLS = first_calls()
+BATCHES_AND_LENGTHS = ((1, 1), (2, 17), (3, 64), (1, 100), (16, 4096), (2, 65536))
 CASES = {name: case for name, case in compilations().items() if case.short}
 # Set by test_modes.py: the smallest shared memory on sale, and Hopper.
 CAPABILITIES = [int(name) for name in os.environ.get("ARCHCOMPASS_CAPABILITIES", "86,90").split(",")]
@@ -25,15 +26,20 @@ def test_compiles_within_its_budget(name: str, capability: int) -> None:
     assert not faults(case, compiled(case, capability))
 
 
-def test_the_first_call_is_bounded_and_later_lengths_compile_nothing_new() -> None:
-    """Kernels specialise on the model's sizes, on alignment, and never on batch or time."""
+@pytest.mark.parametrize("name", FIRST_CALLS)
+def test_the_first_call_is_bounded_and_later_lengths_compile_nothing_new(name: str) -> None:
+    """Kernels specialise on the model's sizes, on alignment, on a row of a tile table, and never on batch or time."""
+    variants = defaultdict(set)
     with compiling(CAPABILITIES[0]) as done:
-        for batch, time in ((1, 1), (2, 17), (3, 64), (1, 100), (16, 4096), (2, 65536)):
-            q, v = meta(batch, time, 1, 128), meta(batch, time, 32, 64)
-            triton_op.forward(q, q, v, meta(batch, time, 32, dtype=torch.float32), None, None, False, 1.0)
-            triton_norm.forward(v.flatten(2), meta(2048), None, v.flatten(2), 1e-5, True, False, 2048, False)
-    variants = {
-        kernel: len({one.key for one in done if one.kernel == kernel}) for kernel in {one.kernel for one in done}
-    }
-    assert variants == dict.fromkeys(variants, 1)
-    assert len(variants) == 4
+        for batch, time in BATCHES_AND_LENGTHS:
+            FIRST_CALLS[name].launch(meta, batch, time)
+    for kernel in done:
+        variants[kernel.kernel].add(kernel.key)
+    assert variants
+    most = FIRST_CALLS[name].most
+    assert {kernel: len(keys) for kernel, keys in variants.items() if len(keys) > most.get(kernel, 1)} == {}
+
+
+def test_every_operation_bounds_its_first_call() -> None:
+    kernels = Path(__file__).parent.parent.parent / "kernels"
+    assert {name.partition("-")[0] for name in FIRST_CALLS} == {path.parent.name for path in kernels.glob("*/op.py")}

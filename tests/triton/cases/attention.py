@@ -1,7 +1,7 @@
 """Attention: what a query may not see, both ways of computing it, grouped heads of odd widths."""
 
 import torch
-from support.cases import Agreement, Compilation
+from support.cases import Agreement, Compilation, FirstCall
 
 from archcompass.kernels.attention import (
     attention,
@@ -294,4 +294,29 @@ COMPILATIONS = [
         for d in (64, 128)
     ),
     Compilation(name="split-many-rows", launch=_split(CAUSAL, 8, 4, 8192, 64, 4, 128, 128), dots=SPLIT, short=False),
+]
+
+
+def _prompt_and_step(meta, batch, time):
+    for launch in (_forward, _backward):
+        launch(CAUSAL, batch, time, time, 32, 8, 128, 128)(meta)
+    _split(CAUSAL, batch, 1, time, 32, 8, 128, 128)(meta)
+
+
+def _latent_training(meta, batch, time):
+    q, latents, grad = meta(batch, time, 16, 576), meta(batch, time, 576), meta(batch, time, 16, 512)
+    ends, lse = _ends(q, latents, CAUSAL), meta(batch, 16, time, dtype=torch.float32)
+    triton_latent.forward(q, latents, 512, *ends, 0.1)
+    triton_latent.backward(grad, q, latents, grad, lse, 512, *ends, 0.1)
+
+
+MERGES = {"_attention_merge_kernel": 7}  # 1, 2, 4 ... 64 splits
+
+FIRST_CALLS = [
+    FirstCall(name="causal", launch=_prompt_and_step, most=MERGES),
+    FirstCall(name="latent", launch=_latent_training, most=MERGES),
+    FirstCall(
+        name="sparse",
+        launch=lambda meta, batch, time: _backward_sparse(batch, time, time, 64, 4, 128, 128)(meta),
+    ),
 ]

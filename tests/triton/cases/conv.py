@@ -1,7 +1,7 @@
 """Causal depthwise convolution: widths, state, packed sequences shorter than the filter."""
 
 import torch
-from support.cases import Agreement, Compilation
+from support.cases import Agreement, Compilation, FirstCall
 
 from archcompass.kernels.conv import causal_conv, triton_conv
 
@@ -72,3 +72,13 @@ COMPILATIONS = [
     Compilation(name="forward-float32-odd", launch=_launch(4096, 5377, 3, dtype=torch.float32), short=False),
     Compilation(name="step", launch=_launch(1, 5376, 4), short=False),
 ]
+
+
+def _training(meta, batch, time):
+    x, weight, bias, before = meta(batch, time, 5376), meta(5376, 4), meta(5376), meta(batch, 3, 5376)
+    triton_conv.forward(x, before, weight, bias, None, True)
+    triton_conv.backward(x, x, before, weight, bias, None, True)
+
+
+# The backward pass runs the forward kernel for the sum before the activation.
+FIRST_CALLS = [FirstCall(name="silu", launch=_training, most={"_conv_forward_kernel": 2})]

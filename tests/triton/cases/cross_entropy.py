@@ -1,7 +1,7 @@
 """Loss of a linear head: several tiles and chunks of the vocabulary, ignored targets, odd widths."""
 
 import torch
-from support.cases import Agreement, Compilation
+from support.cases import Agreement, Compilation, FirstCall
 
 from archcompass.kernels.cross_entropy import linear_cross_entropy, triton_loss
 
@@ -33,10 +33,10 @@ AGREEMENTS = [
 ]
 
 
-def _launch(width, vocab, soft_cap=None, dtype=torch.bfloat16):
+def _launch(width, vocab, soft_cap=None, dtype=torch.bfloat16, tokens=512):
     def launch(meta):
-        hidden, weight = meta(512, width, dtype=dtype), meta(vocab, width, dtype=dtype)
-        targets, sums = meta(512, dtype=torch.int64), meta(512, dtype=torch.float32)
+        hidden, weight = meta(tokens, width, dtype=dtype), meta(vocab, width, dtype=dtype)
+        targets, sums = meta(tokens, dtype=torch.int64), meta(tokens, dtype=torch.float32)
         triton_loss.forward(hidden, weight, targets, -100, soft_cap, 1.0)
         triton_loss.backward(sums, hidden, weight, targets, sums, -100, soft_cap, 1.0, vocab)
 
@@ -56,4 +56,9 @@ COMPILATIONS = [
         spill_bytes={"_loss_forward_kernel": 8},
         short=False,
     ),
+]
+
+
+FIRST_CALLS = [
+    FirstCall(name="4096-to-128k", launch=lambda meta, batch, time: _launch(4096, 128256, tokens=batch * time)(meta))
 ]

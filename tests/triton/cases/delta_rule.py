@@ -3,7 +3,7 @@
 from functools import partial
 
 import torch
-from support.cases import ALL_DTYPES, Agreement, Compilation
+from support.cases import ALL_DTYPES, Agreement, Compilation, FirstCall
 from torch.nn.functional import normalize
 
 from archcompass.kernels.delta_rule import (
@@ -269,3 +269,13 @@ COMPILATIONS = [
     Compilation(name="reverse-k64-values", launch=_reverse_pass(64, values=True), short=False),
     Compilation(name="reverse-k256", launch=_reverse_pass(256), short=False),
 ]
+
+
+def _training(meta, batch, time):
+    chunks = -(-batch * time // 64)
+    _delta_forward("scalar", tokens=64 * chunks)(meta)
+    _reverse_pass(chunks=chunks)(meta)
+
+
+# A triangle of 64 is inverted by blocks of 16, then of 32.
+FIRST_CALLS = [FirstCall(name="scalar-k128", launch=_training, most={"_merge_blocks_kernel": 2})]

@@ -3,7 +3,7 @@
 from functools import partial
 
 import torch
-from support.cases import Agreement, Compilation
+from support.cases import Agreement, Compilation, FirstCall
 
 from archcompass.kernels.diagonal_scan import diagonal_scan, triton_scan
 
@@ -56,4 +56,14 @@ def _forward(rows, segments, channels=2560, tokens=2048):
 COMPILATIONS = [
     Compilation(name="segments", launch=_forward(1, 16)),
     Compilation(name="rows", launch=_forward(2, 1), short=False),
+]
+
+
+# With outputs, and (where time is cut) only the last state of a segment.
+FIRST_CALLS = [
+    FirstCall(
+        name="2560",
+        launch=lambda meta, batch, time: _forward(1, 1 + time // 1024, tokens=batch * time)(meta),
+        most={"_diagonal_kernel": 2},
+    )
 ]

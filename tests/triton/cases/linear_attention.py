@@ -1,7 +1,7 @@
 """Decayed linear attention: every decay, shared keys, packed sequences, states, odd sizes."""
 
 import torch
-from support.cases import ALL_DTYPES, Agreement, Compilation
+from support.cases import ALL_DTYPES, Agreement, Compilation, FirstCall
 
 from archcompass.kernels.linear_attention import linear_attention, linear_attention_step, triton_op
 
@@ -170,3 +170,13 @@ COMPILATIONS = [
     ),
     *(Compilation(name=f"step-k{n}", launch=_step_launch(16, n, n), short=n == 128) for n in (64, 128, 256, 512)),
 ]
+
+
+def _training(meta, batch, time):
+    q, v, g = meta(batch, time, 1, 128), meta(batch, time, 32, 64), meta(batch, time, 32, dtype=torch.float32)
+    state = meta(batch, 32, 128, 64, dtype=torch.float32)
+    triton_op.forward(q, q, v, g, state, None, False, 1.0)
+    triton_op.backward(v, state, q, q, v, g, state, None, False, 1.0)
+
+
+FIRST_CALLS = [FirstCall(name="mamba2", launch=_training)]

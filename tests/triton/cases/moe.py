@@ -1,7 +1,7 @@
 """Experts: gates and none, biases, weights on the input, a prime number of experts, some of them idle."""
 
 import torch
-from support.cases import Agreement, Compilation
+from support.cases import Agreement, Compilation, FirstCall
 
 from archcompass.kernels.moe import moe_mlp, triton_moe
 from archcompass.kernels.moe.activations import Activation
@@ -103,3 +103,15 @@ COMPILATIONS = [
         spill_bytes={"_grouped_rows_kernel@120": 16},
     ),
 ]
+
+
+def _training(meta, batch, time):
+    shape = (batch * time, 128, 8, 2048, 768)
+    _forward(*shape)(meta)
+    _backward(*shape)(meta)
+
+
+# Few, some and many rows an expert, times five products; the gradients of two weights.
+MOE = {"_grouped_rows_kernel": 15, "_grouped_weights_kernel": 2}
+
+FIRST_CALLS = [FirstCall(name="128-choose-8", launch=_training, most=MOE)]

@@ -1,7 +1,7 @@
 """RMS normalisation: residual, gate before and after, groups, odd widths."""
 
 import torch
-from support.cases import Agreement, Compilation
+from support.cases import Agreement, Compilation, FirstCall
 
 from archcompass.kernels.norm import rms_norm, triton_norm
 
@@ -78,3 +78,12 @@ COMPILATIONS = [
     Compilation(name="forward-grouped", launch=_forward(4096, 512)),
     Compilation(name="forward-plain-odd", launch=_forward(4100, 4100, gate=False, residual=False), short=False),
 ]
+
+
+def _training(meta, batch, time):
+    x, weight, rstd = meta(batch * time, 4096), meta(4096), meta(batch * time, 1, dtype=torch.float32)
+    triton_norm.forward(x, weight, x, None, 1e-6, True, False, 4096, False)
+    triton_norm.backward(x, x, x, weight, None, rstd, True, False, 4096, False)
+
+
+FIRST_CALLS = [FirstCall(name="residual-4096", launch=_training)]

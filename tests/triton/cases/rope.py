@@ -1,7 +1,7 @@
 """Rotary embedding: both pairings, part of a head, a table per row."""
 
 import torch
-from support.cases import Agreement, Compilation
+from support.cases import Agreement, Compilation, FirstCall
 
 from archcompass.kernels.rope import rotate, triton_rope
 
@@ -41,3 +41,11 @@ COMPILATIONS = [
     Compilation(name="halves-128", launch=_launch(32, 128, 64)),
     Compilation(name="interleaved-64-of-192", launch=_launch(128, 192, 32, interleaved=True), short=False),
 ]
+
+
+def _prompt(meta, batch, time):
+    table = meta(time, 64, dtype=torch.float32)
+    triton_rope.launch(meta(batch, time, 32, 128), table, table, False, False)
+
+
+FIRST_CALLS = [FirstCall(name="halves-128", launch=_prompt)]

@@ -3,7 +3,7 @@
 from functools import partial
 
 import torch
-from support.cases import Agreement, Compilation
+from support.cases import Agreement, Compilation, FirstCall
 from torch.nn.functional import softplus
 
 from archcompass.kernels.selective_scan import selective_scan, selective_scan_step, triton_scan
@@ -126,3 +126,11 @@ COMPILATIONS = [
     *(Compilation(name=f"training-n{n}", launch=_training(n), short=n == 16) for n in (16, 64, 256)),
     *(Compilation(name=f"step-n{n}", launch=_decode(n), short=n == 16) for n in (16, 64, 256)),
 ]
+
+
+def _prompt_and_training(meta, batch, time):
+    _forward(16, tokens=batch * time)(meta)
+    _training(16, tokens=batch * time)(meta)
+
+
+FIRST_CALLS = [FirstCall(name="n16", launch=_prompt_and_training, most={"_scan_kernel": 2})]

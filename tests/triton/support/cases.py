@@ -1,6 +1,6 @@
-"""What a kernel must show: the two kinds of table entry, and where they are found.
+"""What a kernel must show: the three kinds of table entry, and where they are found.
 
-Every module of `cases/` may define `AGREEMENTS` and `COMPILATIONS`. README.md says how to write one.
+Every module of `cases/` may define `AGREEMENTS`, `COMPILATIONS` and `FIRST_CALLS`. README.md says how to write one.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -60,6 +60,21 @@ class Compilation:
     short: bool = True
 
 
+@dataclass(frozen=True, kw_only=True)
+class FirstCall:
+    """One model at several batches and lengths, which must not compile its kernels anew for each of them.
+
+    Args:
+        name: a name of its own, without blanks.
+        launch: the host code, called as `launch(meta, batch, time)`.
+        most: variants that a kernel may have over all of them; 1 where nothing is said.
+    """
+
+    name: str
+    launch: Callable[[Callable[..., Tensor], int, int], object]
+    most: Mapping[str, int] = field(default_factory=dict)
+
+
 def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """A tensor without memory."""
     return torch.empty(*shape, dtype=dtype, device="meta")
@@ -73,6 +88,11 @@ def agreements() -> dict[str, Agreement]:
 def compilations() -> dict[str, Compilation]:
     """Every compilation there is, by family and name."""
     return dict(_collect("COMPILATIONS"))
+
+
+def first_calls() -> dict[str, FirstCall]:
+    """Every first call there is, by family and name."""
+    return dict(_collect("FIRST_CALLS"))
 
 
 def _collect(table: str) -> Iterator[tuple[str, Any]]:
