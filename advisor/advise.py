@@ -82,6 +82,7 @@ def advise(workload: Workload, *, seconds: float = 40.0, progress: Progress | No
         precision=asked.precision,
         kv_precision=asked.kv_precision,
         mode=asked.mode,
+        **pick.runs,
         seconds=seconds,
         progress=progress,
     )

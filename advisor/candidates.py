@@ -10,7 +10,7 @@ from typing import Any
 from archcompass.advisor.decide import Decision, Veto
 from archcompass.advisor.result import Result
 from archcompass.advisor.sizing.adapters import training_days, training_tokens
-from archcompass.advisor.sizing.ask import MARGIN, Ask
+from archcompass.advisor.sizing.ask import Ask
 from archcompass.advisor.sizing.search import Sized
 from archcompass.advisor.sizing.shapes import Family
 from archcompass.advisor.units import say_bytes, say_count
@@ -63,6 +63,7 @@ class Candidate(Result):
         quality: dense-equivalent parameters, sqrt(total · active), and where the proxy comes from.
         shape: depth, width and the decisions of its style.
         marginal: what one more layer, expert or user would cost.
+        runs: the fields of a `Request` that say how it lies on the machine.
         split: how it lies on several cards; None on one.
         training: tokens and days when it is trained; None otherwise.
     """
@@ -86,6 +87,7 @@ class Candidate(Result):
     quality: dict[str, Any]
     shape: dict[str, Any]
     marginal: list[Marginal]
+    runs: dict[str, Any]
     split: dict[str, Any] | None
     training: dict[str, float] | None
 
@@ -121,6 +123,7 @@ def candidate(decision: Decision, family: Family, rank: int, sized: Sized) -> Ca
         },
         shape=shape_of(sized),
         marginal=list(marginals(sized, ask)) if sized.fits and ask.serves else [],
+        runs={name: getattr(sized.request, name) for name in ("parallel", "offload", "ram_bytes_per_second")},
         split=split_of(sized, ask),
         training=None
         if ask.reading.workload.mode == "inference"
@@ -144,11 +147,12 @@ def memory_of(sized: Sized, ask: Ask) -> dict[str, Any]:
         "activation_bytes": held.activation_bytes,
         "training_bytes": held.training_bytes,
         "overhead_bytes": held.overhead_bytes,
+        "system_bytes": held.system_bytes,
         "total_bytes": held.total_bytes,
         "per_card_bytes": held.per_card_bytes,
         "capacity_bytes": held.capacity_bytes,
         "left_bytes": held.margin_bytes,
-        "reserved_share": MARGIN,
+        "reserved_share": ask.margin,
         "notes": list(held.notes),
     }
 
@@ -189,7 +193,8 @@ def why(decision: Decision, family: Family, sized: Sized, vetoes: list[Veto]) ->
             f"even {short_name(sized.spec)} needs {say_bytes(sized.memory.per_card_bytes)} of {_card(decision.ask)}",
         ]
     stopped = {
-        "memory": f"the memory holds no larger one with {MARGIN:.0%} left free",
+        "memory": f"the memory holds no larger one with {decision.ask.margin:.0%} left free and room for half as many "
+        "sequences again",
         "time": "a larger one would be too slow for what was asked"
         if decision.ask.serves
         else "a larger one would train too long",
@@ -262,12 +267,9 @@ def split_of(sized: Sized, ask: Ask) -> dict[str, Any] | None:
     cards = ask.hardware.count
     if cards == 1:
         return None
-    how = f"tensor parallel over {cards} cards"
-    if sized.style.experts:
-        how += f", {sized.style.experts // cards or 1} of {sized.style.experts} experts on each"
     found: dict[str, Any] = {
         "cards": cards,
-        "how": how,
+        "how": _shared_out(sized, cards, serves=ask.serves),
         "per_card_bytes": sized.memory.per_card_bytes,
         "left_bytes": sized.memory.margin_bytes,
         "link_bytes_per_second": ask.hardware.link_bytes_per_second,
@@ -279,3 +281,15 @@ def split_of(sized: Sized, ask: Ask) -> dict[str, Any] | None:
         link = sum(part.ms for part in decode.parts if part.kind == "collective")
         found |= {"link_ms_per_token": link, "link_share": link / decode.ms}
     return found
+
+
+def _shared_out(sized: Sized, cards: int, *, serves: bool) -> str:
+    """In words, how several cards share the model."""
+    style = sized.style
+    experts = f"{max(1, style.experts // cards)} of {style.experts} experts on each" if style.experts else ""
+    if not serves:
+        return f"sequences and weights shared out among {cards} cards (fully sharded data parallel)"
+    if sized.request.parallel == "tensor":
+        return f"tensor parallel over {cards} cards" + (f", {experts}" if experts else "")
+    beside = f"experts shared out, {experts}; all else" if experts else "the whole model"
+    return f"data parallel over {cards} cards: each serves its own sequences; {beside} copied to every card"

@@ -5,6 +5,7 @@ Plain data, gathered once and kept in report.json, so that a saved report can be
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from archcompass.advisor.compare import compare
@@ -25,7 +26,7 @@ BREADTHS = ("narrow", "moderate", "broad", "encyclopedic")
 def gather(workload: Workload, answer: Recommendation) -> dict[str, Any]:
     """All pictures' data for an answer."""
     pick, hardware = answer.candidates[0], Reading.of(workload).hardware
-    asked = Ask(Reading.of(workload)).request(pick.precision)
+    asked = replace(Ask(Reading.of(workload)).request(pick.precision), **pick.runs)
     return {
         "comparison": compare(workload).model_dump(mode="json"),
         "map": decision_map(workload, "context", "breadth", columns=CONTEXTS, rows=BREADTHS),

@@ -9,6 +9,7 @@ from archcompass.advisor.catalogue import family
 from archcompass.advisor.decide import Decision
 from archcompass.advisor.result import Result
 from archcompass.advisor.sizing.ask import Ask
+from archcompass.advisor.sizing.placement import first_token
 from archcompass.advisor.sizing.search import Sized, held_by
 from archcompass.advisor.units import say_bytes, say_count
 from archcompass.blocks import zoo
@@ -80,15 +81,15 @@ def _far(name: str, total: int) -> float:
 def _under(ask: Ask, name: str, pick: Sized, distrusted: Container[str]) -> Existing:
     entry = zoo.entry(name)
     spec = entry.spec
-    chosen, held = ask.precisions[0], held_by(spec, ask, ask.precisions[0])
+    chosen, (held, request) = ask.precisions[0], held_by(spec, ask, ask.precisions[0])
     for precision in ask.precisions[1:]:
-        better = held_by(spec, ask, precision)
+        better, how = held_by(spec, ask, precision)
         if better.per_card_bytes <= ask.capacity_bytes:
-            chosen, held = precision, better
+            chosen, held, request = precision, better, how
     fits = held.per_card_bytes <= ask.capacity_bytes
-    load = predict(spec, ask.request(chosen), ask.hardware) if fits and ask.serves else None
+    load = predict(spec, request, ask.hardware) if fits and ask.serves else None
     step = load.decode_ms_per_token if load else None
-    first = predict(spec, ask.first_token_request(chosen), ask.hardware) if fits and ask.serves else None
+    first = predict(spec, first_token(request), ask.hardware) if fits and ask.serves else None
     parameters = spec.parameters()
     return Existing(
         name=name,

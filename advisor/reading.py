@@ -47,6 +47,12 @@ GIFT-Eval for time series; less for audio and logs, where attention still wins s
 SMALL_TASKS = frozenset({"extract", "classify", "embed", "detect", "forecast", "control", "transcribe", "complete"})
 """Tasks that small models do as well as large ones."""
 
+PATIENT_MEMORY = 4.0
+"""How much more of the memory caches may take where no error is allowed."""
+
+ENCODES = frozenset({"embed", "classify"})
+"""Tasks that read a text once and write nothing."""
+
 ROOM_EDGE_BYTES = 12e9
 """Memory where "there is room for many experts" is half true."""
 
@@ -54,6 +60,9 @@ POOR_EDGE = 4.0
 """How many times the card's memory exceeds what a dense model could read per token at the speed asked for."""
 
 USUAL_TOKENS_PER_SECOND = 20.0
+
+SHARED_MEMORY = frozenset({"edge", "apple", "apu"})
+"""Kinds of accelerators whose memory is the system's."""
 
 
 def soft(value: float, edge: float, octaves: float = WIDTH) -> float:
@@ -134,17 +143,32 @@ class Reading:
     @cached_property
     def cache_share(self) -> float:
         """Time that reading the caches of all sequences takes, over the time a token may take. A plain number, not 0 to 1."""
+        return self.cache_bytes / self.bytes_per_token_time
+
+    @cached_property
+    def held_share(self) -> float:
+        """The caches of all sequences over half the memory of the cards as sold. A plain number, not 0 to 1."""
+        return self.cache_bytes / (self.card.total_memory_bytes / 2)
+
+    @cached_property
+    def cache_bytes(self) -> float:
+        """What all sequences would keep in the cache of a usual dense model."""
         kind = "signal" if self.signal > 0.5 else "language"
-        cache = self.workload.concurrency * self.alive * CACHE_BYTES_PER_TOKEN[kind]
-        return cache / self.bytes_per_token_time
+        return self.workload.concurrency * self.alive * CACHE_BYTES_PER_TOKEN[kind]
 
     @cached_property
     def heavy(self) -> float:
-        """How far the caches of all sequences would set the speed: half when reading them takes all the time there is.
+        """How far the caches of all sequences outweigh the rest: half when reading them takes all the time there is, or when
+        they fill half the memory (twice it where no error is allowed: who wants that takes another card). Training keeps no
+        cache, and neither does what reads a text once and writes nothing."""
+        if not self.keeps_cache:
+            return 0.0
+        return soft(max(self.cache_share, self.held_share / PATIENT_MEMORY**self.accuracy), 1.0)
 
-        Training keeps no cache.
-        """
-        return soft(self.cache_share, 1.0) if self.serves else 0.0
+    @property
+    def keeps_cache(self) -> bool:
+        """Whether what was read is kept until something is written."""
+        return self.serves and self.workload.task not in ENCODES
 
     @property
     def serves(self) -> bool:
@@ -194,15 +218,28 @@ class Reading:
         """Bytes all cards can read in the time one token may take."""
         return self.hardware.bandwidth_bytes_per_second * self.hardware.count / self.tokens_per_second
 
+    @property
+    def experts_may_wait(self) -> bool:
+        """Whether experts may lie in system memory: one or two users of a card that has memory of its own."""
+        work = self.workload
+        shared = self.hardware.is_cpu or self.hardware.kind in SHARED_MEMORY
+        few = work.concurrency <= 2 and work.mode == "inference"
+        return work.ram is not None and few and not shared and self.signal <= 0.5
+
+    @property
+    def memory_for_experts(self) -> float:
+        """Bytes that experts may lie in: of all cards, and what is given of system memory."""
+        return self.hardware.total_memory_bytes + (self.workload.ram or 0) * self.experts_may_wait
+
     @cached_property
     def room(self) -> float:
         """How far the memory holds many experts."""
-        return soft(self.hardware.total_memory_bytes, ROOM_EDGE_BYTES)
+        return soft(self.memory_for_experts, ROOM_EDGE_BYTES)
 
     @property
     def memory_over_speed(self) -> float:
         """Memory over what can be read in the time of a token: above 1 a dense model that fills it is too slow."""
-        return self.hardware.total_memory_bytes / self.bytes_per_token_time
+        return self.memory_for_experts / self.bytes_per_token_time
 
     @cached_property
     def poor(self) -> float:

@@ -14,7 +14,6 @@ from archcompass.advisor.published import Existing, existing
 from archcompass.advisor.result import Result
 from archcompass.advisor.rules import Finding
 from archcompass.advisor.sensitivity import Flip, flips
-from archcompass.advisor.sizing.ask import MARGIN
 from archcompass.advisor.sizing.search import Sized, size
 from archcompass.advisor.sizing.shapes import FAMILIES, Family
 from archcompass.advisor.units import say_bytes, say_count, say_tokens
@@ -174,7 +173,7 @@ def confidence(decision: Decision, contradicted: list[str]) -> tuple[float, list
 def refusal(decision: Decision, sizes: dict[Family, Sized]) -> tuple[str, float, list[str]]:
     """(one line, bytes per card the smallest useful model needs, nearest workloads that would fit)."""
     least = min(sizes.values(), key=lambda sized: sized.memory.per_card_bytes)
-    needs = least.memory.per_card_bytes / (1.0 - MARGIN)
+    needs = least.memory.per_card_bytes / (1.0 - decision.ask.margin)
     work, has = decision.reading.workload, decision.reading.hardware.memory_bytes
     nearest = [f"{_rounded_up(needs)} of memory"]
     if (tokens := _tokens_that_fit(decision)) is not None:

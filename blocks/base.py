@@ -154,6 +154,7 @@ class Parameters:
             experts that were not chosen.
         table: elements of an input embedding that is not also the head: a lookup, not a product.
         head: elements of the output head.
+        routed: elements of `matrix` in routed experts, which several cards may share out, or system memory may hold.
     """
 
     matrix: int = 0
@@ -161,6 +162,7 @@ class Parameters:
     idle: int = 0
     table: int = 0
     head: int = 0
+    routed: int = 0
 
     @property
     def total(self) -> int:
@@ -189,6 +191,7 @@ class Parameters:
             idle=self.idle + other.idle,
             table=self.table + other.table,
             head=self.head + other.head,
+            routed=self.routed + other.routed,
         )
 
     def __mul__(self, times: int) -> Parameters:
@@ -198,6 +201,7 @@ class Parameters:
             idle=self.idle * times,
             table=self.table * times,
             head=self.head * times,
+            routed=self.routed * times,
         )
 
     def bytes(self, precision: Precision, high_bytes: int = 2) -> float:
@@ -220,12 +224,14 @@ class StateTensor:
         grows: whether it is longer for a longer context.
     """
 
+        held: how many times over our modules hold it: a window that moves has its length again to move in.
     name: str
     shape: tuple[int, ...]
     dtype: Literal["cache", "fp32", "activations"]
     grows: bool
 
     @property
+    held: float = 1.0
     def elements(self) -> int:
         product = 1
         for size in self.shape:

@@ -7,13 +7,13 @@ Two memories are kept apart: what the architecture needs (weights, state, activa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from archcompass.blocks.base import StateTensor, Step
 from archcompass.blocks.model.spec import ModelSpec
+from archcompass.profiles.activations import forward_peak, training_worst
 from archcompass.profiles.hardware import Hardware
 from archcompass.profiles.request import Request
-from archcompass.profiles.tables import efficiency_of
 from archcompass.profiles.units import GB, GIB
 
 # Bytes a process holds before the first weight: the device context with its libraries (0.3 to 0.7 GiB on NVIDIA cards,
@@ -38,6 +38,7 @@ class Memory:
         state_bytes: caches and recurrent state of all sequences at the end of the request.
         activation_bytes: the most that one forward call (or training step) has alive beside weights and state.
         training_bytes: gradients and optimizer states; 0 for inference.
+        system_bytes: experts that lie in the machine's own memory, and in none of the sums over cards.
         overhead_bytes: the device's context and what the allocator holds in vain.
         per_card_bytes: on the fullest card.
         capacity_bytes: what a process can use of one card.
@@ -50,6 +51,7 @@ class Memory:
     activation_bytes: float
     overhead_bytes: float
     training_bytes: float = 0.0
+    system_bytes: float = 0.0
     per_card_bytes: float
     capacity_bytes: float
     detail: Mapping[str, float] = field(default_factory=dict, hash=False)
@@ -75,15 +77,15 @@ def memory(spec: ModelSpec, request: Request, hardware: Hardware) -> Memory:
     """The ledger of `request`. Bytes are those at the end of it, when the state is longest."""
     cards = hardware.count
     weights = _weights(spec, request)
+    own = request.on_each(cards)
     state, state_per_card, kinds = _state(spec, request, cards)
-    activations = 0.0 if request.training else _activations(spec, request, _seen(request, hardware))
-    training = _training(spec, request)
+    activations = 0.0 if request.training else _activations(spec, own, hardware)
+    training = _training(spec, own, hardware)
     if request.training:
         state, state_per_card, kinds = 0.0, 0.0, {}
         activations = training.pop("activations")
-    split = weights["matrices"] + weights["embedding and head"]
-    copied = weights["kept in high precision"] if request.parallel == "tensor" else 0.0
-    weights_per_card = split / cards + (copied or weights["kept in high precision"] / cards)
+    system = request.offload * _routed(spec, request) if request.offload else 0.0
+    weights_per_card = _weights_on_a_card(spec, request, weights, cards)
     training_per_card = sum(training.values()) / cards
     held = weights_per_card + state_per_card + activations + training_per_card
     context = _context(request, hardware)
@@ -93,6 +95,7 @@ def memory(spec: ModelSpec, request: Request, hardware: Hardware) -> Memory:
         state_bytes=state_per_card * cards,
         activation_bytes=activations * cards,
         training_bytes=training_per_card * cards,
+        system_bytes=system,
         overhead_bytes=overhead * cards,
         per_card_bytes=held + overhead,
         capacity_bytes=float(hardware.memory_bytes),
@@ -128,6 +131,25 @@ def _weights(spec: ModelSpec, request: Request) -> dict[str, float]:
     }
 
 
+def _routed(spec: ModelSpec, request: Request) -> float:
+    """Bytes of the routed experts."""
+    return request.weight_precision.bytes(spec.parameters().routed)
+
+
+def _weights_on_a_card(spec: ModelSpec, request: Request, weights: Mapping[str, float], cards: int) -> float:
+    """Bytes of weights on each card: what is split, what every card copies, and nothing of what lies in system memory."""
+    whole = sum(weights.values())
+    if request.parallel == "tensor" and not request.offload:
+        copied = weights["kept in high precision"] if cards > 1 else 0.0
+        return copied + (whole - copied) / cards
+    routed, copied = _routed(spec, request), 0.0
+    if request.parallel == "tensor":
+        copied = weights["kept in high precision"]
+    elif request.parallel == "data" and not request.training:
+        copied = whole - routed
+    return copied + (whole - copied - request.offload * routed) / cards
+
+
 def _state(spec: ModelSpec, request: Request, cards: int) -> tuple[float, float, dict[str, float]]:
     """(bytes of one copy, bytes on each card, by kind) for all sequences."""
     step = request.step(1, max(request.context - 1, 0))
@@ -135,13 +157,20 @@ def _state(spec: ModelSpec, request: Request, cards: int) -> tuple[float, float,
     kinds: dict[str, float] = {}
     for _, count, tensors in spec.state(request.context):
         for tensor in tensors:
-            size = tensor.bytes(step) * count * request.batch
-            ways = cards if request.parallel == "pipeline" else shards(tensor, cards)
+            each = tensor.bytes(step) * count
+            size = each * request.batch
             whole += size
-            per_card += size / ways
+            per_card += _part(each, tensor, request, cards)
             kind = _kind(tensor)
             kinds[kind] = kinds.get(kind, 0.0) + size
     return whole, per_card, kinds
+
+
+def _part(each: float, tensor: StateTensor, request: Request, cards: int) -> float:
+    """Bytes on the fullest card of a state that takes `each` bytes for one sequence."""
+    if request.parallel == "data":
+        return each * request.on_each(cards).batch
+    return each * request.batch / (cards if request.parallel == "pipeline" else shards(tensor, cards))
 
 
 def _kind(tensor: StateTensor) -> str:
@@ -150,49 +179,24 @@ def _kind(tensor: StateTensor) -> str:
     return "recurrent, fp32" if tensor.dtype == "fp32" else "bounded"
 
 
-def _activations(spec: ModelSpec, request: Request, seen: Mapping[str, float]) -> float:
-    """The most alive in any forward call: the widest chunk of the prefill, or a decode step.
-
-    `seen` corrects what blocks state by what calibration saw of them.
-    """
+def _activations(spec: ModelSpec, request: Request, hardware: Hardware) -> float:
+    """The most alive in any forward call: the widest chunk of the prefill, or a decode step."""
     steps: list[Step] = [step for _, step in request.prefill_steps()]
     last = request.step(1, max(request.context - 1, 0))
-    return max(_peak(spec, step, seen) for step in [*steps[:1], last])
+    return max(forward_peak(spec, replace(step, fused=not hardware.is_cpu)) for step in [*steps[:1], last])
 
 
-def _seen(request: Request, hardware: Hardware) -> Mapping[str, float]:
-    """What calibration saw of our own blocks on this machine; engines have their own kernels."""
-    return efficiency_of(hardware).live if request.engine == "native" else {}
-
-
-def _peak(spec: ModelSpec, step: Step, seen: Mapping[str, float]) -> float:
-    """Two residual streams and the hungriest sublayer, or the head."""
-    width = spec.hidden_size
-    stream = 2.0 * step.tokens * width * step.element_bytes
-    kinds = [(block.kind, block.live(width, step).peak_bytes) for block in spec.blocks.values()]
-    parts = [(stream + peak) * seen.get(f"{kind}:{step.activations}", 1.0) for kind, peak in kinds]
-    return max([*parts, stream + spec.head.live(width, step).peak_bytes])
-
-
-def _training(spec: ModelSpec, request: Request) -> dict[str, float]:
-    """Gradients, optimizer states and saved activations of a training step."""
+def _training(spec: ModelSpec, request: Request, hardware: Hardware) -> dict[str, float]:
+    """Gradients and activations at the worst moment of a training step, and optimizer states."""
     if not request.training:
         return {}
     total = spec.parameters().total
-    element = 4 if request.precision == "fp32" else 2
-    live = spec.live(request.step(request.prompt))
-    stream = request.batch * request.prompt * spec.hidden_size * (4 if request.activations == "fp32" else 2)
-    depth = sum(spec.counts.values())
-    kept = {
-        "none": live.saved_bytes,
-        "selective": min(live.saved_bytes, 2.0 * stream * depth + 0.5 * live.saved_bytes),
-        "full": min(live.saved_bytes, float(stream * depth) + live.saved_bytes / max(spec.num_hidden_layers, 1)),
-    }[request.recompute]
+    worst = training_worst(spec, request, replace(request.step(request.prompt), fused=not hardware.is_cpu))
     return {
-        "gradients": float(total * element),
+        "gradients": worst.gradients,
         "optimizer": total * OPTIMIZER_BYTES[request.optimizer],
         "master weights": float(total * 4) if request.master_weights else 0.0,
-        "activations": kept + live.peak_bytes,
+        "activations": worst.activations,
     }
 
 
@@ -204,11 +208,13 @@ def _notes(
     request: Request, cards: int, weights: Mapping[str, float], state: float, state_per_card: float
 ) -> tuple[str, ...]:
     notes = []
+    if request.offload:
+        notes.append(f"{request.offload:.0%} of the experts lie in system memory")
     high = weights["embedding and head"] + weights["kept in high precision"]
     if request.gguf:
         notes.append("a GGUF file quantises embedding and head too; norms, biases and routers stay in 16 bits")
     elif request.weight_precision.bits < 16:
         notes.append(f"{high / GB:.2f} GB stay in 16 bits: embedding, head, norms, biases, routers")
-    if cards > 1 and state_per_card * cards > 1.01 * state:
+    if request.parallel == "tensor" and cards > 1 and state_per_card * cards > 1.01 * state:
         notes.append(f"{(state_per_card * cards - state) / GB:.2f} GB of state are copies: fewer heads than cards")
     return tuple(notes)

@@ -27,7 +27,18 @@ Source = Literal["measured", "sampled", "calibrated", "roofline"]
 _MESSAGE_SECONDS = 12e-6
 
 PIPELINE_TOKENS = 512
-"""Tokens in one piece of a prompt that is handed from card to card (llama.cpp's micro-batch)."""
+"""Tokens in one piece of a prompt that is handed from card to card, or for which the experts in system memory are sent over
+(llama.cpp's micro-batch)."""
+
+FEW_TOKENS = 32
+"""Tokens from which llama.cpp sends the experts in system memory to the card."""
+
+RAM_SHARE = 0.5
+"""Share of its bandwidth that a processor reaches where it reads the experts of one token: 0.4 to 0.5 (Qwen3-30B-A3B with the
+experts of 36 layers in system memory: 36.7 tokens/s measured, 42 by this)."""
+
+LINK_SHARE = 0.75
+"""Share of a link's bandwidth that long copies reach."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,13 +169,64 @@ def predict(
 
 def call(spec: ModelSpec, step: Step, request: Request, hardware: Hardware, table: Efficiency) -> Call:
     """Time of one forward call."""
-    operations = owned_work(spec, step)
+    cards = hardware.count
+    if request.parallel == "data" and cards > 1:
+        operations = _on_one_card(spec, step, request, cards)
+    else:
+        operations = owned_work(spec, step)
     if request.gguf:
         operations = [_quantised_head(owner, op, request) for owner, op in operations]
-    cards = hardware.count if request.parallel == "tensor" else 1
-    if hardware.count > 1:
+    waited = 0.0
+    if request.offload:
+        waited = _system_seconds(operations, step, request, hardware)
+        operations = [_without_system(owner, op, request) for owner, op in operations]
+    if cards > 1:
         operations += [("", op) for op in _messages(spec, step, request, hardware)]
-    return time_of(operations, table, hardware, spec.num_hidden_layers, cards, step.training)
+    shared = cards if request.parallel == "tensor" else 1
+    found = time_of(operations, table, hardware, spec.num_hidden_layers, shared, step.training)
+    if request.parallel == "data":
+        found = replace(found, flops=found.flops * cards)
+    return _longer(found, waited) if waited else found
+
+
+def _on_one_card(spec: ModelSpec, step: Step, request: Request, cards: int) -> list[tuple[str, Op]]:
+    """What one card runs where each has its own sequences: all of the work on them, and its part of everybody's experts."""
+    own = owned_work(spec, replace(step, batch=request.on_each(cards).batch))
+    return [
+        (owner, _part_of_experts(op, cards) if op.kind == "grouped_gemm" and not step.training else alone)
+        for (owner, op), (_, alone) in zip(owned_work(spec, step), own, strict=True)
+    ]
+
+
+def _part_of_experts(op: Op, cards: int) -> Op:
+    rows, inner, columns, touched = op.shape
+    return op._replace(
+        flops=op.flops / cards,
+        weight_bytes=op.weight_bytes / cards,
+        activation_bytes=op.activation_bytes / cards,
+        shape=(-(-rows // cards), inner, columns, -(-touched // cards)),
+    )
+
+
+def _system_seconds(operations: Sequence[tuple[str, Op]], step: Step, request: Request, hardware: Hardware) -> float:
+    """Time for the experts in system memory: the processor computes few tokens where the weights lie; for many they are
+    sent to the card, once for each piece of a prompt (gpt-oss-120b with 8 GB on the card reads 134 tokens/s that way)."""
+    held = request.offload * sum(op.weight_bytes * op.count for _, op in operations if op.kind == "grouped_gemm")
+    if step.tokens < FEW_TOKENS:
+        return held / (RAM_SHARE * request.ram_bytes_per_second)
+    return -(-step.tokens // PIPELINE_TOKENS) * held / (LINK_SHARE * hardware.link_bytes_per_second)
+
+
+def _without_system(owner: str, op: Op, request: Request) -> tuple[str, Op]:
+    if op.kind != "grouped_gemm":
+        return owner, op
+    here = 1.0 - request.offload
+    return owner, op._replace(flops=op.flops * here, weight_bytes=op.weight_bytes * here)
+
+
+def _longer(found: Call, seconds: float) -> Call:
+    part = Part(name="experts in system memory", kind="grouped_gemm", count=1, ms=seconds * 1e3, bound="memory")
+    return replace(found, ms=found.ms + part.ms, parts=(*found.parts, part))
 
 
 def _quantised_head(owner: str, op: Op, request: Request) -> tuple[str, Op]:
@@ -244,14 +306,31 @@ def join(calls: Sequence[tuple[int, Call]]) -> Call:
 
 
 def _messages(spec: ModelSpec, step: Step, request: Request, hardware: Hardware) -> list[Op]:
-    """What cards send each other: an all-reduce after every sublayer (tensor parallel), or one hand-over per cut."""
+    """What cards send each other: an all-reduce after every sublayer (tensor parallel), tokens to their experts and back
+    (data parallel; when training, the weights twice and their gradients), or one hand-over per cut (pipeline)."""
     cards = hardware.count
     size = float(step.tokens * spec.hidden_size * step.element_bytes)
     if request.parallel == "pipeline":
         return [Op("collective", "hand over to the next card", 0.0, activation_bytes=size, count=cards - 1)]
+    if request.parallel == "data":
+        return _exchanges(spec, step, cards)
     passes = 2 if step.training else 1
     moved = 2 * size * (cards - 1) / cards
     return [Op("collective", "all-reduce", 0.0, activation_bytes=moved, count=sum(spec.counts.values()) * passes)]
+
+
+def _exchanges(spec: ModelSpec, step: Step, cards: int) -> list[Op]:
+    """The messages of one card under data parallelism."""
+    others = (cards - 1) / cards
+    if step.training:
+        weights = float(spec.parameters().total * step.element_bytes)
+        return [Op("collective", "weights and gradients", 0.0, activation_bytes=3 * weights * others)]
+    width = spec.hidden_size * step.element_bytes * others / cards
+    return [
+        Op("collective", "tokens to experts and back", 0.0, activation_bytes=op.shape[0] * width, count=op.count)
+        for op in spec.work(step)
+        if op.kind == "grouped_gemm"
+    ]
 
 
 def _pipelined(whole: Call, request: Request, cards: int) -> Call:

@@ -14,7 +14,7 @@ from archcompass.errors import InputError
 from archcompass.profiles.hardware import Hardware, describe, find, with_memory
 from archcompass.profiles.ledger import Memory
 from archcompass.profiles.predict import Call, Prediction, predict
-from archcompass.profiles.request import Engine, Mode, Request
+from archcompass.profiles.request import Engine, Mode, Parallel, Request
 from archcompass.profiles.units import parse_bytes
 
 if TYPE_CHECKING:
@@ -149,6 +149,9 @@ def profile(
     kv_precision: str | None = None,
     mode: Mode = "inference",
     engine: Engine = "native",
+    parallel: Parallel = "tensor",
+    offload: float = 0.0,
+    ram_bytes_per_second: float = 80e9,
     seconds: float = 45.0,
     progress: Callable[[float, str], None] | None = None,
     called: str | None = None,
@@ -160,6 +163,7 @@ def profile(
         vram, bandwidth, tflops: override the card's memory, or describe a card by hand when all three are given.
         device: measure on "cpu" or "cuda" here; the prediction for this machine stands beside it.
         batch, prompt, generate, precision, kv_precision, mode, engine: see `Request`.
+        parallel, offload, ram_bytes_per_second: how the model lies on `gpu`; see `Request`.
         seconds: about how long measuring may take.
         progress: told (share done, what is done now).
         called: what the command line would call this model, a path perhaps; None takes its name.
@@ -176,7 +180,8 @@ def profile(
     target = (
         machine(gpu, vram=vram, bandwidth=bandwidth, tflops=tflops) if _named(gpu, vram, bandwidth, tflops) else None
     )
-    entries = [_predicted(spec, request, target)] if target is not None else []
+    lies = replace(request, parallel=parallel, offload=offload, ram_bytes_per_second=ram_bytes_per_second)
+    entries = [_predicted(spec, lies, target)] if target is not None else []
     here = None
     if device is not None:
         here, measured, seen = _measure(spec, request, device, seconds, progress)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from archcompass.blocks.base import Step
@@ -13,7 +13,7 @@ Mode = Literal["inference", "finetuning", "training"]
 Engine = Literal["native", "transformers", "vllm", "llama.cpp"]
 Optimizer = Literal["adamw", "adamw-8bit", "sgd"]
 Recompute = Literal["none", "selective", "full"]
-Parallel = Literal["tensor", "pipeline"]
+Parallel = Literal["tensor", "data", "pipeline"]
 
 MODES: tuple[Mode, ...] = ("inference", "finetuning", "training")
 ENGINES: tuple[Engine, ...] = ("native", "transformers", "vllm", "llama.cpp")
@@ -25,7 +25,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "engine": ENGINES,
     "optimizer": ("adamw", "adamw-8bit", "sgd"),
     "recompute": ("none", "selective", "full"),
-    "parallel": ("tensor", "pipeline"),
+    "parallel": ("tensor", "data", "pipeline"),
 }
 
 
@@ -44,7 +44,12 @@ class Request:
         prefill_tokens: most tokens in one forward call of the prefill, over all sequences; longer prompts go in chunks.
         optimizer, master_weights: training states; fp32 moments, or 8-bit; an fp32 copy of the weights.
         recompute: activations that the backward pass computes again rather than keeps.
-        parallel: how several cards share one model.
+        parallel: how several cards share one model. "tensor": every card computes a part of every product and holds a part
+            of every head's cache. "data": every card has the whole of its own sequences and a copy of all but the routed
+            experts, which are shared out (attention in data parallel, experts in expert parallel); when training, every
+            card has its own sequences and a part of the weights (fully sharded). "pipeline": every card has some layers.
+        offload: share of the routed experts' weights that lies in system memory and not on the cards.
+        ram_bytes_per_second: bandwidth of that memory.
     """
 
     batch: int = 1
@@ -59,6 +64,8 @@ class Request:
     master_weights: bool = False
     recompute: Recompute = "none"
     parallel: Parallel = "tensor"
+    offload: float = 0.0
+    ram_bytes_per_second: float = 80e9
 
     def __post_init__(self) -> None:
         for name in ("batch", "prompt", "prefill_tokens"):
@@ -67,6 +74,10 @@ class Request:
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise UnknownNameError(name, str(getattr(self, name)), known)
+        if not 0.0 <= self.offload <= 1.0:
+            raise InputError(
+                f"offload is {self.offload}: it must lie between 0 and 1; nearest: {round(self.offload > 1)}"
+            )
         if self.precision not in PRECISIONS:
             raise UnknownNameError("precision", str(self.precision), PRECISIONS)
         if self.kv_precision is not None and self.kv_precision not in CACHE_PRECISIONS:
@@ -112,6 +123,10 @@ class Request:
     def chunk(self) -> int:
         """New tokens per sequence in one forward call of the prefill."""
         return min(self.prompt, max(64, self.prefill_tokens // self.batch))
+
+    def on_each(self, cards: int) -> Request:
+        """What one card of several is asked for, where each has its own sequences."""
+        return replace(self, batch=-(-self.batch // cards)) if self.parallel == "data" and cards > 1 else self
 
     def step(self, new_tokens: int, past_tokens: int = 0, logits_to_keep: int = 1) -> Step:
         """A forward call in these precisions."""

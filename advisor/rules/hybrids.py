@@ -6,7 +6,7 @@ A few layers of attention keep recall, the rest keep the memory flat. The best s
 """
 
 from archcompass.advisor.reading import Reading
-from archcompass.advisor.rules.base import Evidence, Finding, Rule, Term, bounded
+from archcompass.advisor.rules.base import Evidence, Finding, Rule, Term, bounded, caches
 from archcompass.advisor.rules.bottomless_knowledge import expert_core
 from archcompass.advisor.units import say_length, say_tokens
 
@@ -98,8 +98,7 @@ def explain(reading: Reading) -> Finding:
         terms=(
             Term(
                 name="tall",
-                input=f"{say_tokens(work.context)} tokens x {work.concurrency:,}; reading all caches takes "
-                f"{reading.cache_share:.2g} of a token's time",
+                input=f"{say_tokens(work.context)} tokens x {work.concurrency:,}; {caches(reading)}",
                 function="1 - (1 - long)(1 - heavy); long is half at 64k, heavy half at 1",
                 value=reading.tall,
                 source="T_speed; RULER",

@@ -8,7 +8,7 @@ comparisons hybrids are as good or better there, and the evidence below says so.
 """
 
 from archcompass.advisor.reading import Reading
-from archcompass.advisor.rules.base import Evidence, Finding, Rule, Term, bounded
+from archcompass.advisor.rules.base import Evidence, Finding, Rule, Term, bounded, caches
 from archcompass.advisor.units import say_length, say_tokens
 
 EVIDENCE = (
@@ -96,7 +96,7 @@ def explain(reading: Reading) -> Finding:
             ),
             Term(
                 name="heavy",
-                input=f"reading all caches takes {reading.cache_share:.2g} of a token's time",
+                input=caches(reading),
                 function="half at 1",
                 value=reading.heavy,
                 source="T_speed",

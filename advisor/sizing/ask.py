@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from math import ceil
 
 from archcompass.advisor.reading import Reading
 from archcompass.profiles.hardware import Hardware
-from archcompass.profiles.request import Request
+from archcompass.profiles.request import Parallel, Request
 
 MARGIN = 0.10
 """Share of a card's memory that stays free: vLLM's default, for captured graphs, growth and what a ledger cannot know."""
+
+SHARED_MARGIN = 0.25
+"""The same where the card's memory is the system's and all programs live in it (Apple lends an accelerator three quarters; of
+its machines the table holds that share already)."""
 
 ANSWER_SECONDS = 480.0
 """Longest that a whole answer may take when no speed was asked for: minutes of reasoning are borne, hours are not."""
@@ -32,19 +37,49 @@ LEAST_SIGNAL_PARAMETERS = 1e4
 
 NEED = {
     "extract": 1.2e9, "classify": 0.6e9, "embed": 0.6e9, "detect": 1e8, "forecast": 2e8, "control": 5e7,
-    "transcribe": 2e9, "complete": 8e9,
+    "transcribe": 1.6e9, "complete": 8e9,
 }  # fmt: skip
 """Parameters beyond which published results hardly grow for a task: fine-tuned extractors and classifiers of 0.3-1B, embedders
 of 0.3-0.6B, log detectors of 5M, TiRex 35M and TimesFM 200M, Whisper 1.5B. Reasoning widens it."""
 
+READER = 8e9
+"""Parameters of a reader that looks things up in documents; what it must know by heart they supply. Reasoning widens it: 32B
+combines a few of them, 128B thinks over many."""
+
 NEED_OF_REASONING = {"low": 1.0, "medium": 4.0, "high": 16.0, "extreme": 64.0}
+
+
+GROWTH = 1.5
+"""Sequences at once that a size must still hold, over those asked for: users grow (twofold a year is an expert's guess), and a
+size that fits to the last byte is out of date before it is served."""
+
+MOST_USERS_OF_RAM = 2
+"""Sequences at once up to which experts may lie in system memory: each further one touches other experts."""
+
+SPARE_RAM = 1.15
+"""System memory over what experts take of it; with less the machine swaps (1.4 to 1.8 tokens/s were measured)."""
+
+RAM_BYTES_PER_SECOND = {"desktop": 80e9, "server": 200e9}
+"""Two channels of DDR5, which hold up to 192 GB; eight of DDR4 beyond."""
 
 
 @dataclass(frozen=True)
 class Ask:
-    """A reading, as the search for a size sees it."""
+    """A reading, as the search for a size sees it.
+
+    Attributes:
+        parallel: how several cards share the model.
+        growth: how many times the sequences asked for are meant.
+    """
 
     reading: Reading
+    parallel: Parallel = "tensor"
+    growth: float = 1.0
+
+    @cached_property
+    def grown(self) -> Ask:
+        """The same question for the load that is to be expected: what a larger model must still hold."""
+        return replace(self, growth=GROWTH) if self.serves and self.kind == "language" else self
 
     @property
     def hardware(self) -> Hardware:
@@ -80,18 +115,34 @@ class Ask:
         """The whole load."""
         work = self.reading.workload
         if not self.serves and work.mode == "training":
-            return Request(batch=work.concurrency, prompt=self.prompt, generate=0, mode="training", recompute="full")
+            return Request(
+                batch=work.concurrency,
+                prompt=self.prompt,
+                generate=0,
+                mode="training",
+                recompute="full",
+                parallel=self.parallel,
+            )
         return Request(
-            batch=work.concurrency,
+            batch=ceil(work.concurrency * self.growth),
             prompt=self.prompt,
             generate=work.output,
             precision=precision,
             kv_precision=self.cache_precision if self.serves else None,
+            parallel=self.parallel,
         )
 
-    def first_token_request(self, precision: str) -> Request:
-        """One prompt alone, which is what the first token of a request waits for."""
-        return Request(batch=1, prompt=self.prompt, generate=0, precision=precision, kv_precision=self.cache_precision)
+    @cached_property
+    def ram_for_experts(self) -> float:
+        """Bytes of experts that system memory may hold: none for many users, in training, or where it is the card's own."""
+        if not self.reading.experts_may_wait:
+            return 0.0
+        return (self.reading.workload.ram or 0) / SPARE_RAM
+
+    @property
+    def ram_bytes_per_second(self) -> float:
+        """Bandwidth of system memory, which nobody states: read off how much there is."""
+        return RAM_BYTES_PER_SECOND["server" if (self.reading.workload.ram or 0) > 192e9 else "desktop"]
 
     @cached_property
     def precisions(self) -> tuple[str, ...]:
@@ -146,7 +197,12 @@ class Ask:
     @property
     def capacity_bytes(self) -> float:
         """What may be held on one card."""
-        return self.hardware.memory_bytes * (1.0 - MARGIN)
+        return self.hardware.memory_bytes * (1.0 - self.margin)
+
+    @property
+    def margin(self) -> float:
+        """Share of a card's memory that stays free."""
+        return SHARED_MARGIN if self.hardware.kind == "edge" else MARGIN
 
     @cached_property
     def first_token_ms(self) -> float | None:
@@ -188,7 +244,12 @@ class Ask:
     def most_parameters(self) -> float:
         """A size beyond which the task gains nothing; infinite for open-ended language."""
         work = self.reading.workload
-        if work.task not in NEED:
-            return 7e9 if self.kind == "signal" else float("inf")
-        most = NEED[work.task] * NEED_OF_REASONING[work.reasoning]
+        needed = NEED.get(work.task)
+        if needed is None and self.kind == "signal":
+            return 7e9
+        if needed is None and work.knowledge == "documents":
+            needed = READER
+        if needed is None:
+            return float("inf")
+        most = needed * NEED_OF_REASONING[work.reasoning]
         return most / 20 if self.kind == "signal" and self.hardware.is_cpu else most

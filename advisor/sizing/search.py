@@ -11,10 +11,12 @@ from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import takewhile
 from math import isfinite
 
 from archcompass.advisor.sizing.adapters import adapter_memory, days_allowed, training_days
 from archcompass.advisor.sizing.ask import LEAST_PARAMETERS, LEAST_SIGNAL_PARAMETERS, Ask
+from archcompass.advisor.sizing.placement import first_token, is_worth, layouts, placed
 from archcompass.advisor.sizing.shapes import Shape, Style, build_spec, ladder
 from archcompass.advisor.sizing.styles import leaner
 from archcompass.blocks.model.spec import ModelSpec
@@ -49,12 +51,14 @@ class Times:
     def paced_ms(self, ask: Ask) -> float | None:
         """Time of one token for every sequence while new prompts are read in between, as many as requests end.
 
-        In the steady state each sequence's prompt must be read once per `output` tokens; prefixes that come again are not.
+        In the steady state each of the other sequences' prompts is read once per `output` tokens; prefixes that come again
+        are not. One's own is read before the first token.
         """
-        prompts = self.load.prefill_ms
-        if self.step_ms is None or prompts is None or ask.reading.workload.stream:
+        prompts, work = self.load.prefill_ms, ask.reading.workload
+        if self.step_ms is None or prompts is None or work.stream:
             return self.step_ms
-        return self.step_ms + prompts * (0.2 if ask.reading.reuse else 1.0) / ask.reading.workload.output
+        others = 1.0 - 1.0 / work.concurrency
+        return self.step_ms + others * prompts * (0.2 if ask.reading.reuse else 1.0) / work.output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +68,7 @@ class Sized:
     Attributes:
         style, shape, spec: what it is.
         precision: how its weights are stored.
+        request: the load it was sized for: how several cards share it, what lies in system memory.
         memory: its ledger.
         fits: whether the memory holds it, the margin left free.
         times: None when it does not fit.
@@ -76,6 +81,7 @@ class Sized:
     shape: Shape
     spec: ModelSpec
     precision: str
+    request: Request
     memory: Memory
     fits: bool
     times: Times | None
@@ -85,14 +91,31 @@ class Sized:
 
 
 def size(style: Style, ask: Ask) -> Sized:
-    """The biggest model of a style that fits and meets the times; the smallest useful one when none does."""
-    rungs = useful(style, ask)
+    """The biggest model of a style that fits and meets the times, in the layout that holds more; the smallest useful one when
+    none does."""
+    found = [_size(style, each, useful(style, each)) for each in layouts(ask)[:1]]
+    found += [_size(style, each, rungs) for each in layouts(ask)[1:] if (rungs := _worthy(style, each))]
+    return max(found, key=_worth)
+
+
+def _worthy(style: Style, ask: Ask) -> tuple[Shape, ...]:
+    """The useful rungs for which this layout is worth its trouble: the lower ones, since wide models have many heads."""
+    return tuple(takewhile(lambda shape: is_worth(build_spec(style, shape), ask), useful(style, ask)))
+
+
+def _worth(sized: Sized) -> tuple[bool, int, float]:
+    """What makes one layout better than another: that it fits, the size it holds, and how soon a token comes."""
+    step = sized.times.step_ms if sized.times else None
+    return (sized.fits, sized.spec.parameters().total, -(step or 0.0))
+
+
+def _size(style: Style, ask: Ask, rungs: tuple[Shape, ...]) -> Sized:
     precision = ask.precisions[0]
     if not fits(style, rungs[0], ask, precision):
         return _smallest(style, ask)
     most = ask.most_parameters
     within_need = _last(rungs, lambda shape: _parameters(style, shape) <= most) if isfinite(most) else len(rungs) - 1
-    in_memory = _last(rungs[: within_need + 1], lambda shape: fits(style, shape, ask, precision))
+    in_memory = _last(rungs[: within_need + 1], lambda shape: fits(style, shape, ask.grown, precision))
     decent = _last(rungs[: in_memory + 1], lambda shape: _active(style, shape) <= DECENT_PARAMETERS[ask.kind])
     ease = easing(style, rungs[decent], ask, precision)
     in_time = _last(rungs[: in_memory + 1], lambda shape: in_times(style, shape, ask, precision, ease))
@@ -105,7 +128,12 @@ def size(style: Style, ask: Ask) -> Sized:
 
 def fits_at_all(style: Style, ask: Ask) -> bool:
     """Whether the smallest useful model of a style fits, in any way that could be taken."""
-    return any(fits(plain, useful(plain, ask)[0], ask, precision) for plain, precision in resorts(style, ask))
+    return any(
+        fits(plain, least, each, precision)
+        for each in layouts(ask)
+        for plain, precision in resorts(style, each)
+        if is_worth(build_spec(plain, least := useful(plain, each)[0]), each)
+    )
 
 
 def resorts(style: Style, ask: Ask) -> list[tuple[Style, str]]:
@@ -137,14 +165,29 @@ def fits(style: Style, shape: Shape, ask: Ask, precision: str) -> bool:
 def ledger(style: Style, shape: Shape, ask: Ask, precision: str) -> Memory:
     """Memory of a rung under the whole load."""
     if ask.reading.workload.mode == "finetuning":
-        return held_by(build_spec(style, shape), ask, precision)
-    return _ledger(style, shape, ask.request(precision), ask.hardware)
+        return adapter_memory(build_spec(style, shape), ask.request(precision), ask.hardware)
+    return _ledger(style, shape, lies(style, shape, ask, precision), ask.hardware)
 
 
-def held_by(spec: ModelSpec, ask: Ask, precision: str) -> Memory:
-    """Memory of any model under the whole load."""
-    of = adapter_memory if ask.reading.workload.mode == "finetuning" else memory
-    return of(spec, ask.request(precision), ask.hardware)
+def lies(style: Style, shape: Shape, ask: Ask, precision: str) -> Request:
+    """The whole load, as a rung lies on the machine."""
+    return placed(
+        build_spec(style, shape), ask, precision, lambda request: _ledger(style, shape, request, ask.hardware)
+    )
+
+
+def held_by(spec: ModelSpec, ask: Ask, precision: str) -> tuple[Memory, Request]:
+    """Memory of any model under the whole load, and how it lies on the machine: in the first layout that fits."""
+    if ask.reading.workload.mode == "finetuning":
+        request = ask.request(precision)
+        return adapter_memory(spec, request, ask.hardware), request
+    found = []
+    for each in layouts(ask):
+        request = placed(spec, each, precision, lambda request: memory(spec, request, ask.hardware))
+        found.append((memory(spec, request, ask.hardware), request))
+        if found[-1][0].per_card_bytes <= ask.capacity_bytes:
+            return found[-1]
+    return found[0]
 
 
 @lru_cache(maxsize=4096)
@@ -173,18 +216,19 @@ def in_times(style: Style, shape: Shape, ask: Ask, precision: str, ease: float =
         return training_days(build_spec(style, shape), ask) <= days_allowed(ask)
     if ask.first_token_ms is None and ask.step_ms is None:
         return True
-    load = Times(first_token=None, load=_predict(style, shape, ask.request(precision), ask.hardware))
-    if not load.load.fits or misses(load, ask, ease):
+    load = Times(first_token=None, load=_predict(style, shape, lies(style, shape, ask, precision), ask.hardware))
+    if not load.load.fits or misses(load, ask, ease, surely=True):
         return False
-    return not misses(times(style, shape, ask, precision), ask, ease)
+    return not misses(times(style, shape, ask, precision), ask, ease, surely=True)
 
 
 def times(style: Style, shape: Shape, ask: Ask, precision: str) -> Times:
     """What the predictor says; the first token only where a limit asks for it."""
-    load = _predict(style, shape, ask.request(precision), ask.hardware)
+    request = lies(style, shape, ask, precision)
+    load = _predict(style, shape, request, ask.hardware)
     if ask.first_token_ms is None:
         return Times(first_token=None, load=load)
-    return Times(first_token=_predict(style, shape, ask.first_token_request(precision), ask.hardware), load=load)
+    return Times(first_token=_predict(style, shape, first_token(request), ask.hardware), load=load)
 
 
 @lru_cache(maxsize=1024)
@@ -192,8 +236,12 @@ def _predict(style: Style, shape: Shape, request: Request, hardware: Hardware) -
     return predict(build_spec(style, shape), request, hardware)
 
 
-def misses(found: Times, ask: Ask, ease: float = 1.0) -> dict[str, float]:
-    """Limits that are not met, and by what factor; those nobody asked for are `ease` times as wide."""
+def misses(found: Times, ask: Ask, ease: float = 1.0, *, surely: bool = False) -> dict[str, float]:
+    """Limits that are not met, and by what factor; those nobody asked for are `ease` times as wide.
+
+    With `surely`, a limit that was asked for must hold at the slow end of the prediction's range: there is queueing, too.
+    """
+    slow = {"ttft_ms": found.load.high["prefill"], "step_ms": found.load.high["decode"]}
     limits = {
         "ttft_ms": (found.first_token_ms, _eased(ask.first_token_ms, ask.is_users_own("ttft_ms"), ease)),
         "step_ms": (found.paced_ms(ask), _eased(ask.step_ms, ask.is_users_own("step_ms"), ease)),
@@ -201,7 +249,9 @@ def misses(found: Times, ask: Ask, ease: float = 1.0) -> dict[str, float]:
     return {
         name: took / limit
         for name, (took, limit) in limits.items()
-        if took is not None and limit is not None and took > limit
+        if took is not None
+        and limit is not None
+        and took * (slow[name] if surely and ask.is_users_own(name) else 1.0) > limit
     }
 
 
@@ -245,7 +295,7 @@ def _better_precision(
     """
 
     def holds(shape: Shape) -> bool:
-        return fits(style, shape, ask, precision) and in_times(style, shape, ask, precision, ease)
+        return fits(style, shape, ask.grown, precision) and in_times(style, shape, ask, precision, ease)
 
     for precision in reversed(ask.precisions[1:]):
         if holds(rungs[0]):
@@ -264,6 +314,7 @@ def _smallest(style: Style, ask: Ask) -> Sized:
         shape=shape,
         spec=build_spec(plain, shape),
         precision=precision,
+        request=lies(plain, shape, ask, precision),
         memory=ledger(plain, shape, ask, precision),
         fits=False,
         times=None,
@@ -279,6 +330,7 @@ def _finish(style: Style, shape: Shape, ask: Ask, precision: str, bound: str, la
         shape=shape,
         spec=spec,
         precision=precision,
+        request=lies(style, shape, ask, precision),
         memory=held,
         fits=True,
         times=found,

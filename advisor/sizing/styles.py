@@ -72,12 +72,12 @@ def wants_experts(reading: Reading) -> bool:
 def experts_of(reading: Reading) -> tuple[int, int]:
     """(routed experts, chosen per token).
 
-    128 of which 8 (Qwen3-30B-A3B: total ten times active); 4 of them where bandwidth is scarce (gpt-oss-120b: 23 times); 64 for
-    narrow subjects, whose facts are few; 16 for signals.
+    128 of which 8 (Qwen3-30B-A3B: total ten times active); 4 of them where bandwidth is scarce or experts may lie in system
+    memory (gpt-oss-120b: 23 times); 64 for narrow subjects, whose facts are few; 16 for signals.
     """
     if reading.signal > 0.5:
         return 16, 2
-    if reading.card_is_poor > 0.5:
+    if reading.card_is_poor > 0.5 or reading.experts_may_wait:
         return 128, 4
     return (64, 8) if reading.workload.breadth == "narrow" else (128, 8)
 

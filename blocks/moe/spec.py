@@ -137,6 +137,7 @@ class MoE(Block):
             matrix=experts * weights + (2 * width * self.latent_size if self.latent_size else 0),
             vector=experts * (biases + width + self.router_bias),
             idle=(experts - self.num_experts_per_tok) * (weights + biases),
+            routed=experts * weights,
         )
         if self.shared is None:
             return routed

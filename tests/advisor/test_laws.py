@@ -99,7 +99,7 @@ def test_what_is_said_to_fit_fits_by_the_ledger_with_the_margin_free(work: Workl
     for family in FAMILIES:
         sized = size(decision.styles[family], decision.ask)
         if sized.fits and work.mode != "finetuning":
-            held = memory(sized.spec, decision.ask.request(sized.precision), decision.ask.hardware)
+            held = memory(sized.spec, sized.request, decision.ask.hardware)
             assert held.per_card_bytes <= held.capacity_bytes * (1 - MARGIN)
         if not sized.fits:
             assert sized.times is None, "no speed is ever said of what does not fit"

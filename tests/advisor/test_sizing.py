@@ -78,7 +78,8 @@ def test_the_next_rung_would_not_have_done(family: str) -> None:
     rungs = ladder(found.style)
     larger = rungs[rungs.index(found.shape) + 1]
     assert fits(found.style, found.shape, ask, found.precision)
-    assert not (fits(found.style, larger, ask, found.precision) and in_times(found.style, larger, ask, found.precision))
+    grown = fits(found.style, larger, ask.grown, ask.precisions[0])
+    assert not (grown and in_times(found.style, larger, ask, found.precision))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
