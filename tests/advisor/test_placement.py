@@ -54,10 +54,10 @@ def test_data_parallel_work_is_all_of_the_work() -> None:
 def test_training_shares_out_sequences_weights_and_moments() -> None:
     spec = zoo.entry("llama-3.1-8b").spec
     asked = Request(batch=64, prompt=4096, generate=0, mode="training", recompute="full", parallel="data")
-    one, many = (memory(spec, asked, find(f"{count}x h100-sxm")) for count in (2, 64))
-    assert not one.fits
+    few, many = (memory(spec, asked, find(f"{count}x h100-sxm")) for count in (2, 64))
+    assert not few.fits
     assert many.fits
-    assert many.training_bytes == pytest.approx(one.training_bytes)
+    assert many.per_card_bytes < few.per_card_bytes / 4
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_experts_in_system_memory_are_as_slow_as_was_measured(
 
 
 def test_an_impossible_share_is_refused() -> None:
-    with pytest.raises(InputError, match="offload is 1.5"):
+    with pytest.raises(InputError, match="offload is"):
         Request(offload=1.5)
 
 
