@@ -1,5 +1,6 @@
 """The GPU benchmark where there is no GPU: every kind of case in Triton's interpreter, and what it does when things fail."""
 
+import importlib
 import importlib.util
 import json
 import os
@@ -20,11 +21,14 @@ ROOFS = {"matmul_tflops": 800.0, "copy_gb_s": 4000.0}
 
 @pytest.fixture(scope="module")
 def gpu() -> ModuleType:
+    """The command, and the names of its parts."""
     spec = importlib.util.spec_from_file_location("benchmarks_gpu", FILE)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    for part in ("case", "clock", "measure", "supervisor"):
+        vars(module).update(vars(importlib.import_module(f"gpu_suite.{part}")))
     return module
 
 
