@@ -9,14 +9,15 @@ from typing import Annotated
 import typer
 
 from archcompass.advisor.cli.app import app
-from archcompass.advisor.cli.flags import AsJson
+from archcompass.advisor.cli.flags import AsJson, Model
 from archcompass.advisor.cli.output import console, print_json, progress
 
 
 @app.command()
 def convert(
     source: Annotated[
-        str, typer.Argument(metavar="SRC", help="config.json, its folder, a model's YAML, or a published name.")
+        str,
+        typer.Argument(metavar="SRC", help="config.json, its folder, a model's YAML, a published name, or a hub id."),
     ],
     target: Annotated[
         Path, typer.Argument(metavar="DST", help="model.yaml, config.json, or a folder for config.json.")
@@ -53,9 +54,7 @@ def convert(
 
 @app.command()
 def verify(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A model's YAML, config.json, its folder, or a published name.")
-    ],
+    model: Model,
     as_json: AsJson = False,
 ) -> None:
     """Round trip, parameters, FLOPs, state, decode equals forward; exit 1 on a difference.

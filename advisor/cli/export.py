@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from archcompass.advisor.cli.app import app
-from archcompass.advisor.cli.flags import AsJson
+from archcompass.advisor.cli.flags import AsJson, Model
 from archcompass.advisor.cli.output import console, print_json
 
 
@@ -20,9 +20,7 @@ def _flag(name: str, help: str) -> Any:
 
 @app.command()
 def export(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A model's YAML, config.json, its folder, or a published name.")
-    ],
+    model: Model,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write; made if need be.")],
     to: Annotated[str, typer.Option("--to", help="hf, yaml, vllm or torchrun.")] = "hf",
     weights: Annotated[str | None, _flag("--weights", "random, or a checkpoint of `train`; else none.")] = None,

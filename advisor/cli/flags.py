@@ -12,6 +12,13 @@ import typer
 
 from archcompass.advisor.workload import Workload
 
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A model's YAML, an HF config.json or its folder, a published name, or a hub id (org/name).",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 AsMarkdown = Annotated[bool, typer.Option("--markdown", help="The table as Markdown, to paste into an issue.")]
 WorkloadFile = Annotated[

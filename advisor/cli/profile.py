@@ -7,13 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from archcompass.advisor.cli.app import app
-from archcompass.advisor.cli.flags import AsJson, AsMarkdown
+from archcompass.advisor.cli.flags import AsJson, AsMarkdown, Model
 from archcompass.advisor.cli.output import print_json, progress
-
-Model = Annotated[
-    str,
-    typer.Argument(metavar="MODEL", help="A model's YAML, an HF config.json or its folder, or a published name."),
-]
 
 
 def _flag(name: str, help: str, metavar: str = "VALUE") -> Any:

@@ -7,13 +7,17 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from archcompass.advisor.cli.app import app
-from archcompass.advisor.cli.flags import AsJson
+from archcompass.advisor.cli.flags import AsJson, Model
 from archcompass.advisor.cli.output import console, print_json, progress
+
+if TYPE_CHECKING:
+    from archcompass.blocks.model.spec import ModelSpec
+    from archcompass.profiles.training.plan import Plan, TrainingReport
 
 STOPPED = 130
 """Exit code of a run that Ctrl-C ended, as shells have it."""
@@ -25,9 +29,7 @@ def _flag(name: str, help: str) -> Any:
 
 @app.command()
 def train(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A model's YAML, config.json, its folder, or a published name.")
-    ],
+    model: Model,
     data: Annotated[Path, typer.Option("--data", help="Text; of .jsonl the texts under 'text'.", show_default=False)],
     steps: Annotated[int, typer.Option("--steps", help="Optimizer steps in all.")] = 100,
     scale: Annotated[
@@ -58,10 +60,8 @@ def train(
 
         archcompass train out/model.yaml --data corpus.jsonl --steps 2000 --device cuda -o run/
     """
-    from archcompass.advisor.report.training import show
     from archcompass.blocks.model.files import load
     from archcompass.profiles.training.plan import Plan
-    from archcompass.profiles.training.run import train as run
 
     plan = Plan.asked(
         steps=steps,
@@ -76,43 +76,43 @@ def train(
     design = load(model)
     spec = design if layers is None else design.with_layers(layers)
     spec = spec if scale is None else _scaled(spec, scale, is_bytes=tokenizer is None)
-    with progress(f"training {spec.name}", quiet=as_json) as update, _interrupts() as stopped:
-        report = run(
-            spec,
-            data,
-            plan,
-            device=device,
-            tokenizer=tokenizer,
-            folder=out,
-            resume=resume,
-            reduced_from=design.parameters().total if spec != design else None,
-            progress=update,
-            stopped=stopped,
-        )
-        was_stopped = stopped()
-    told = report.model_dump(mode="json")
-    if os.environ.get("RANK", "0") == "0":
-        print_json(told) if as_json else show(told)
+    whole = design.parameters().total if spec != design else None
+    places = {"device": device, "tokenizer": tokenizer, "folder": out}
+    report, was_stopped = _run(spec, data, plan, quiet=as_json, resume=resume, reduced_from=whole, **places)
+    _tell(report, as_json=as_json)
     if was_stopped:
-        kept = f"{report.checkpoint} is kept; --resume goes on" if report.checkpoint else "nothing is kept (no -o)"
-        console(error=True).print(f" Stopped after step {report.steps}: {kept}", markup=False)
+        _say_what_is_kept(report)
         raise typer.Exit(STOPPED)
 
 
-def _scaled(spec: Any, text: str, *, is_bytes: bool) -> Any:
-    from archcompass.advisor.units import split
-    from archcompass.errors import InputError
+def _run(spec: ModelSpec, data: Path, plan: Plan, *, quiet: bool, **how: Any) -> tuple[TrainingReport, bool]:
+    """The run under a progress bar, and whether Ctrl-C ended it."""
+    from archcompass.profiles.training.run import train as run
+
+    with progress(f"training {spec.name}", quiet=quiet) as update, _interrupts() as stopped:
+        return run(spec, data, plan, progress=update, stopped=stopped, **how), stopped()
+
+
+def _tell(report: TrainingReport, *, as_json: bool) -> None:
+    """The report, by the first process of those that torchrun started."""
+    from archcompass.advisor.report.training import show
+
+    if os.environ.get("RANK", "0") == "0":
+        told = report.model_dump(mode="json")
+        print_json(told) if as_json else show(told)
+
+
+def _say_what_is_kept(report: TrainingReport) -> None:
+    kept = f"{report.checkpoint} is kept; --resume goes on" if report.checkpoint else "nothing is kept (no -o)"
+    console(error=True).print(f" Stopped after step {report.steps}: {kept}", markup=False)
+
+
+def _scaled(spec: ModelSpec, text: str, *, is_bytes: bool) -> ModelSpec:
+    from archcompass.advisor.units import parameters
     from archcompass.profiles.training.data import BYTES
     from archcompass.profiles.training.reduce import reduced
 
-    try:
-        number, unit = split(text)
-        parameters = int(number * {"": 1, "k": 1e3, "m": 1e6, "b": 1e9}[unit])
-    except (InputError, KeyError, OverflowError, ValueError):
-        raise InputError(f"--scale is {text[:40]!r}; write a number of parameters, such as 300k or 1M") from None
-    if parameters < 1:
-        raise InputError(f"--scale is {text[:40]!r}; it must be at least 1, such as 300k")
-    return reduced(spec, parameters, vocab_size=BYTES if is_bytes else None)
+    return reduced(spec, parameters(text, "--scale"), vocab_size=BYTES if is_bytes else None)
 
 
 @contextmanager

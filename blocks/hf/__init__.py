@@ -6,6 +6,6 @@ say, raise `ConversionError` with the field's name. Nothing is dropped in silenc
 effect (`fields.NO_EFFECT`), or refused; and what was written is read back and compared.
 """
 
-from archcompass.blocks.hf.configuration import load_config, read_config, to_config
+from archcompass.blocks.hf.configuration import load_config, load_hub, read_config, to_config
 
-__all__ = ["load_config", "read_config", "to_config"]
+__all__ = ["load_config", "load_hub", "read_config", "to_config"]

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from archcompass.blocks.base import explain
+from archcompass.blocks.hf import hub
 from archcompass.blocks.hf.compare import differences
 from archcompass.blocks.hf.family import Family
 from archcompass.blocks.hf.fields import Fields
@@ -61,6 +62,18 @@ def load_config(path: str | Path) -> ModelSpec:
     spec = read_config(config)
     folder = file.resolve().parent.name
     return spec.model_copy(update={"name": name_of(folder if file.name == "config.json" and folder else file.stem)})
+
+
+def load_hub(name: str) -> ModelSpec:
+    """The model of the config.json that the hub keeps under an id such as "org/name".
+
+    Raises:
+        UnknownNameError, FileFormatError: no id, or nothing can be fetched under it; says why.
+        ConversionError: the configuration says something this package cannot; names the field.
+    """
+    if not hub.is_id(name):
+        raise FileFormatError(f"{name} is no file or folder here, and no hub id such as org/name")
+    return load_config(hub.config_path(name)).model_copy(update={"name": name.rpartition("/")[2]})
 
 
 def name_of(text: str) -> str:

@@ -132,7 +132,7 @@ def parse(data: dict[str, Any], where: str = "") -> ModelSpec:
 
 
 def load(source: str | Path) -> ModelSpec:
-    """A model from a YAML path, a config.json or its folder, or a published name.
+    """A model from a YAML path, a config.json or its folder, a published name, or a hub id ("org/name").
 
     Raises:
         UnknownNameError: neither a file nor a published model.
@@ -145,6 +145,10 @@ def load(source: str | Path) -> ModelSpec:
         return load_config(path)
     if path.suffix in (".yaml", ".yml") or path.is_file():
         return parse(read_mapping(path), path.name)
+    if "/" in str(source):
+        from archcompass.blocks.hf import load_hub
+
+        return load_hub(str(source))
     from archcompass.blocks.zoo import published
 
     return published(str(source))
