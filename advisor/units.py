@@ -193,3 +193,19 @@ def say_seconds(seconds: float) -> str:
     if seconds >= 1:
         return f"{seconds:.1f} s"
     return f"{seconds * 1e3:.3g} ms"
+
+
+def parameters(text: str, name: str) -> int:
+    """Number of parameters from "300k", "1M"; decimal.
+
+    Raises:
+        InputError: it is none, or less than one.
+    """
+    try:
+        number, unit = split(text)
+        count = int(number * {"": 1, "k": 1e3, "m": 1e6, "b": 1e9}[unit])
+    except (InputError, KeyError, OverflowError, ValueError):
+        raise InputError(f"{name} is {text[:40]!r}; write a number of parameters, such as 300k or 1M") from None
+    if count < 1:
+        raise InputError(f"{name} is {text[:40]!r}; it must be at least 1, such as 300k")
+    return count
