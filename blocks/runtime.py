@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from archcompass.kernels.linear import linear
+
 if TYPE_CHECKING:
     from archcompass.blocks.base import Block
 
@@ -278,6 +280,9 @@ class Linear(nn.Linear):
         nn.init.normal_(self.weight, std=0.02)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
 
 
 def initialise(module: nn.Module) -> None:

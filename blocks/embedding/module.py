@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from archcompass.blocks.base import Block
 from archcompass.blocks.embedding.spec import Embedding, Head
 from archcompass.blocks.runtime import BlockModule, BlockState, Context
+from archcompass.kernels.linear import linear
 
 
 class EmbeddingModule(BlockModule):
@@ -48,7 +49,7 @@ class HeadModule(BlockModule):
 
     def logits(self, x: Tensor, table: Tensor) -> Tensor:
         """Logits of x; `table` is used when the head has no weights of its own."""
-        logits = F.linear(x, table if self.weight is None else self.weight)
+        logits = linear(x, table if self.weight is None else self.weight)
         logits = logits if self.spec.multiplier == 1.0 else logits * self.spec.multiplier
         cap = self.spec.soft_cap
         return logits if cap is None else torch.tanh(logits / cap) * cap

@@ -112,15 +112,14 @@ def test_the_path_through_grouped_mm_agrees_with_the_loop(scale_input: bool) -> 
         assert (mine.float() - theirs.float()).norm() <= 0.02 * theirs.float().norm()
 
 
-def test_large_float32_batches_go_expert_by_expert_to_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float32_without_gradients_goes_expert_by_expert_to_the_same_result() -> None:
     torch.manual_seed(6)
-    given = experts_of(24, 5, 16, 24, bias=True, dtype=torch.float32, requires_grad=False)
+    given = experts_of(24, 5, 16, 24, bias=True, dtype=torch.float32, requires_grad=True)
     weights, chosen = route(torch.randn(24, 5), 2)
-    before = moe_mlp(weights=weights, experts=chosen, **given)
-    monkeypatch.setattr("archcompass.kernels.moe.grouped.CACHED_ELEMENTS", 0)
-    monkeypatch.setattr("archcompass.kernels.moe.grouped.ROWS_WORTH_IT", 0)
-    after = moe_mlp(weights=weights, experts=chosen, **given)
-    assert torch.allclose(after, before, rtol=1e-5, atol=1e-4)
+    recorded = moe_mlp(weights=weights, experts=chosen, **given)
+    with torch.no_grad():
+        plain = moe_mlp(weights=weights, experts=chosen, **given)
+    assert torch.allclose(plain, recorded, rtol=1e-5, atol=1e-4)
 
 
 def test_explain_says_who_runs_the_experts_and_what_grouped_mm_wants() -> None:

@@ -1,0 +1,49 @@
+"""torch's linear layer, by whichever of the libraries inside torch is fastest for it on this processor.
+
+In float32 on the CPU `F.linear` always takes MKL. On an AMD processor that has half the speed of oneDNN, and reads the
+matrix of a single row at half the speed of memory, where MKL's own batched product reads it at full speed. The precision
+is the same, the order of the sums another.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from archcompass.kernels.eager import plain_call
+
+FEW_ROWS = (
+    4  # as many are served by one reading of the matrix (measured: 2 to 3 times F.linear up to here, slower from 6)
+)
+WORTH_A_CALL = 1 << 20  # multiply-adds; oneDNN takes 15 microseconds to start
+
+_HAS_MKL, _HAS_ONEDNN = torch.backends.mkl.is_available(), torch.backends.mkldnn.is_available()
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x Wᵀ + b.
+
+    Args:
+        x: [..., in].
+        weight: [out, in].
+        bias: [out], or None.
+
+    Returns:
+        [..., out] in the dtype of x.
+    """
+    if x.dtype is torch.float32 and x.is_cpu and weight.is_contiguous() and plain_call(x, weight, bias):
+        rows, (columns, width) = x.numel() // max(x.shape[-1], 1), weight.shape
+        if _HAS_MKL and 1 <= rows <= FEW_ROWS and columns % 2 == 0:
+            return _few_rows(x, weight, bias)
+        if _HAS_ONEDNN and rows * columns * width >= WORTH_A_CALL:
+            product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+            return product
+    return F.linear(x, weight, bias)
+
+
+def _few_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The upper and the lower half of the matrix as a batch of two, on which MKL spends two threads."""
+    columns, width = weight.shape
+    rows = x.reshape(-1, width).t()
+    y = torch.bmm(weight.view(2, columns // 2, width), rows.expand(2, -1, -1)).view(columns, -1)
+    y = y.t().reshape(*x.shape[:-1], columns)
+    return y if bias is None else y + bias

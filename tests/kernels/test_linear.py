@@ -1,0 +1,36 @@
+"""The linear layer says the same whichever library of torch computes it."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from archcompass.kernels.linear import linear
+
+
+@pytest.mark.parametrize("rows", [(1,), (1, 1), (2, 2), (3, 40), (0, 4)])
+@pytest.mark.parametrize("columns", [192, 191])
+@pytest.mark.parametrize("bias", [True, False])
+def test_float32_equals_the_product_in_float64(rows: tuple[int, ...], columns: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    x, weight, b = torch.randn(*rows, 160), torch.randn(columns, 160), torch.randn(columns) if bias else None
+    exact = F.linear(x.double(), weight.double(), None if b is None else b.double())
+    assert linear(x, weight, b).shape == (*rows, columns)
+    assert torch.allclose(linear(x, weight, b).double(), exact, rtol=1e-5, atol=1e-4)
+    assert torch.allclose(
+        linear(x.transpose(0, -1).contiguous().transpose(0, -1), weight, b).double(), exact, atol=1e-4
+    )
+
+
+def test_a_matrix_that_lies_by_columns() -> None:
+    x, weight = torch.randn(2, 64), torch.randn(64, 48).t()
+    assert torch.allclose(linear(x, weight), x @ weight.t(), atol=1e-4)
+
+
+def test_gradients_are_recorded_and_flops_counted() -> None:
+    x, weight = torch.randn(1, 64), torch.randn(48, 64, requires_grad=True)
+    linear(x, weight).sum().backward()
+    assert torch.allclose(weight.grad, x.expand(48, -1))  # type: ignore[arg-type]
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        linear(x, weight)
+    assert counter.get_total_flops() == 2 * 64 * 48
