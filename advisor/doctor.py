@@ -10,6 +10,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from archcompass.errors import ArchcompassError
+from archcompass.kernels.cost import Machine
+from archcompass.profiles.hardware import find
+
 PACKAGES = ("archcompass", "torch", "triton", "pydantic", "typer", "rich", "fvcore", "safetensors", "transformers")
 
 
@@ -63,21 +67,39 @@ def _operations() -> list[dict[str, Any]]:
     import torch
 
     devices = [torch.device("cpu")] + [torch.device("cuda")] * torch.cuda.is_available()
-    return [_operation(name, device) for name in operations() for device in devices]
+    machines = [_machine(device) for device in devices]
+    pairs = list(zip(devices, machines, strict=True))
+    return [_operation(name, device, machine) for name in operations() for device, machine in pairs]
 
 
-def _operation(name: str, device: Any) -> dict[str, Any]:
-    """The backend that serves an operation, asked of the operation itself."""
+def _machine(device: Any) -> Machine | None:
+    """Peaks of a device in bfloat16, as its data sheet or the processor's instruction set has them; None if unknown."""
     import torch
 
+    try:
+        found = find("cpu" if device.type == "cpu" else torch.cuda.get_device_name(device))
+    except ArchcompassError:
+        return None
+    return Machine(flops_per_second=found.rate("bf16"), bytes_per_second=found.bandwidth_bytes_per_second)
+
+
+def _operation(name: str, device: Any, machine: Machine | None) -> dict[str, Any]:
+    """The backend that serves an operation, and what each would take at best for a call of a usual size."""
+    import torch
+
+    cost = import_module(f"archcompass.kernels.{name}.cost")
     explain = import_module(f"archcompass.kernels.{name}.op").explain
     tensors = [p for p in inspect.signature(explain).parameters.values() if p.default is p.empty]
     probe = torch.empty(1, 64, 4, 64, device=device, dtype=torch.bfloat16)
     choice = explain(*[probe] * len(tensors))
+    if machine is not None:
+        choice = choice.predicted(cost.alternatives(**cost.EXAMPLE), machine)
     return {
         "operation": name,
         "device": device.type,
         "backend": choice.backend,
         "reason": choice.reason,
         "rejected": dict(choice.rejected),
+        "example": cost.EXAMPLE,
+        "predicted_ms": dict(choice.predicted_ms),
     }

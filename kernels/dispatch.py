@@ -6,7 +6,7 @@ and `triton` (the GPU). The caller says `auto`, or names one. A named backend is
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from importlib.util import find_spec
 from typing import Literal
@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 
 from archcompass.errors import BackendError, InputError
+from archcompass.kernels.cost import Cost, Machine
 
 Backend = Literal["auto", "reference", "torch", "triton"]
 
@@ -22,12 +23,25 @@ FASTEST_FIRST = ("triton", "torch", "reference")
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The implementation that serves a call, the reason, and why each faster one was passed over."""
+    """The implementation that serves a call, the reason, and why each faster one was passed over.
+
+    `predicted_ms` is the least time of each alternative, where `predicted` was asked for it.
+    """
 
     operation: str
     backend: str
     reason: str
     rejected: Mapping[str, str] = field(default_factory=dict)
+    predicted_ms: Mapping[str, float] = field(default_factory=dict)
+
+    def predicted(self, work: Mapping[str, Cost], machine: Machine) -> "Choice":
+        """The same choice with the least milliseconds that each alternative takes on a machine.
+
+        Args:
+            work: by backend, as the operation's `alternatives` states it for the sizes of the call.
+            machine: peaks of the device, for the type of the call.
+        """
+        return replace(self, predicted_ms={backend: machine.milliseconds(cost) for backend, cost in work.items()})
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # asked once, and not traced into

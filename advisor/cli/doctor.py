@@ -35,10 +35,13 @@ def _show(found: dict[str, object]) -> None:
         facts = "  ·  ".join(f"{key} {value}" for key, value in device.items() if key != "device")
         out.print(f" [bold]{device['device']}[/]   {facts}")
     table = Table(box=None, pad_edge=True, padding=(0, 2, 0, 0), header_style="dim")
-    for column in ("operation", "device", "served by", "why", "passed over"):
+    for column in ("operation", "device", "served by", "at best", "why", "passed over"):
         table.add_column(column)
     for row in found["operations"]:  # type: ignore[attr-defined]
         passed = "; ".join(f"{name}: {why}" for name, why in row["rejected"].items())
-        table.add_row(row["operation"], row["device"], f"[bold]{row['backend']}[/]", row["reason"], passed or "-")
+        ms = row["predicted_ms"].get(row["backend"])
+        best = "-" if ms is None else f"{ms:,.1f} ms"
+        table.add_row(row["operation"], row["device"], f"[bold]{row['backend']}[/]", best, row["reason"], passed or "-")
     out.print()
     out.print(table)
+    out.print(" [dim]at best: a usual bfloat16 call at the peaks of the device; --json has sizes and alternatives[/]")

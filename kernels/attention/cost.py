@@ -168,3 +168,37 @@ def sparse_attention_cost(
         activation_bytes=batch * new_tokens * heads * width * element_bytes,
         state_bytes=(pairs + batch * new_tokens) * kv_heads * width * element_bytes,
     )
+
+
+EXAMPLE = {
+    "batch": 1, "new_tokens": 4096, "keys": 4096, "heads": 32, "kv_heads": 8, "key_dim": 128, "value_dim": 128,
+    "element_bytes": 2,
+}  # fmt: skip
+
+
+def alternatives(
+    *,
+    batch: int,
+    new_tokens: int,
+    keys: int,
+    heads: int,
+    kv_heads: int,
+    key_dim: int,
+    value_dim: int,
+    element_bytes: int,
+) -> dict[str, Cost]:
+    """Work of each backend for a causal call. The formula computes the whole rectangle, and passes its scores through
+    memory eight times: product, scale, mask, sum, exponential, product."""
+    cost = attention_cost(
+        batch=batch, new_tokens=new_tokens, keys=keys, heads=heads, kv_heads=kv_heads, key_dim=key_dim,
+        value_dim=value_dim, element_bytes=element_bytes,
+    )  # fmt: skip
+    dense = dense_flops(
+        batch=batch, new_tokens=new_tokens, keys=keys, heads=heads, key_dim=key_dim, value_dim=value_dim
+    )
+    scores_bytes = 8 * batch * heads * new_tokens * keys * element_bytes
+    return {
+        "triton": cost,
+        "torch": cost,
+        "reference": Cost(dense, cost.activation_bytes + scores_bytes, cost.state_bytes),
+    }

@@ -1,5 +1,7 @@
 """What a causal depthwise convolution costs. Torch-free."""
 
+from typing import Any
+
 from archcompass.kernels.cost import Cost
 
 
@@ -14,3 +16,11 @@ def causal_conv_cost(*, batch: int, new_tokens: int, channels: int, width: int, 
     elements = batch * new_tokens * channels
     state_bytes = batch * (width - 1) * channels * element_bytes
     return Cost(2 * elements * width, 2 * elements * element_bytes, 2 * state_bytes)
+
+
+EXAMPLE = {"batch": 1, "new_tokens": 4096, "channels": 5376, "width": 4, "element_bytes": 2}
+
+
+def alternatives(**sizes: Any) -> dict[str, Cost]:
+    """`causal_conv_cost` for each backend: the least that any of them moves."""
+    return dict.fromkeys(("triton", "torch", "reference"), causal_conv_cost(**sizes))

@@ -10,9 +10,9 @@ and read once.
 """
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
-from archcompass.kernels.cost import Cost, ceil_div
+from archcompass.kernels.cost import Cost, ceil_div, repeated
 
 Decay = Literal["none", "scalar", "vector"]
 
@@ -127,3 +127,16 @@ def _inverse_flops(chunk: int) -> int:
 def _halving_flops(chunk: int, key_dim: int, *, pairs: int) -> int:
     """Scores under a vector decay: at each halving, the later half of a block meets its earlier half."""
     return sum(chunk // (2 * size) * pairs * _product(size, key_dim, size) for size in _halves(chunk))
+
+
+EXAMPLE = {
+    "batch": 1, "new_tokens": 4096, "key_heads": 16, "heads": 32, "key_dim": 128, "value_dim": 128, "decay": "scalar",
+    "element_bytes": 2,
+}  # fmt: skip
+
+
+def alternatives(*, new_tokens: int, **sizes: Any) -> dict[str, Cost]:
+    """Work of each backend, sizes as `delta_rule_cost`; the formula is as many single steps as there are tokens."""
+    cost = delta_rule_cost(new_tokens=new_tokens, **sizes)
+    steps = repeated(delta_rule_cost(new_tokens=1, **sizes), new_tokens)
+    return {"triton": cost, "torch": cost, "reference": steps}

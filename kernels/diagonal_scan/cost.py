@@ -1,6 +1,8 @@
 """What a diagonal linear recurrence costs. Torch-free."""
 
-from archcompass.kernels.cost import Cost
+from typing import Any
+
+from archcompass.kernels.cost import Cost, repeated
 
 ELEMENT_BYTES = 4  # decay, input and output are float32: the recurrence compounds every rounding
 
@@ -14,3 +16,13 @@ def diagonal_scan_cost(*, batch: int, new_tokens: int, channels: int, rows: int 
     elements = batch * new_tokens * channels
     state_bytes = 2 * batch * rows * channels * ELEMENT_BYTES if new_tokens else 0
     return Cost(0, (1 + 2 * rows) * elements * ELEMENT_BYTES, state_bytes)
+
+
+EXAMPLE = {"batch": 1, "new_tokens": 4096, "channels": 4096}
+
+
+def alternatives(*, new_tokens: int, **sizes: Any) -> dict[str, Cost]:
+    """Work of each backend, sizes as `diagonal_scan_cost`; the formula is as many single steps as there are tokens."""
+    cost = diagonal_scan_cost(new_tokens=new_tokens, **sizes)
+    steps = repeated(diagonal_scan_cost(new_tokens=1, **sizes), new_tokens)
+    return {"triton": cost, "torch": cost, "reference": steps}

@@ -4,9 +4,9 @@ Torch-free. The FLOPs are the matrix products of the torch path, exactly as `tor
 meta tensors, when the time is a multiple of the chunk, and for a single step.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
-from archcompass.kernels.cost import Cost, ceil_div
+from archcompass.kernels.cost import Cost, ceil_div, repeated
 
 Decay = Literal["none", "constant", "scalar", "vector"]
 
@@ -65,3 +65,16 @@ def linear_attention_cost(
     score_flops = own_score_flops if decay == "vector" else shared_score_flops
     per_token = score_flops + 2 * chunk * value_dim * heads + 4 * key_dim * value_dim * heads
     return Cost(batch * chunks * chunk * per_token + bonus_flops, activation_bytes, 2 * state_bytes * chunks)
+
+
+EXAMPLE = {
+    "batch": 1, "new_tokens": 4096, "key_groups": 1, "heads": 80, "key_dim": 128, "value_dim": 64, "decay": "scalar",
+    "element_bytes": 2,
+}  # fmt: skip
+
+
+def alternatives(*, new_tokens: int, **sizes: Any) -> dict[str, Cost]:
+    """Work of each backend, sizes as `linear_attention_cost`; the formula is as many single steps as there are tokens."""
+    cost = linear_attention_cost(new_tokens=new_tokens, **sizes)
+    steps = repeated(linear_attention_cost(new_tokens=1, **sizes), new_tokens)
+    return {"triton": cost, "torch": cost, "reference": steps}

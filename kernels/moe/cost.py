@@ -23,3 +23,27 @@ def moe_cost(
 def expected_distinct_experts(experts: int, top_k: int, tokens: int) -> float:
     """E (1 - (1 - k/E)^t): experts that t tokens touch when each picks k of E evenly and independently."""
     return experts * (1.0 - (1.0 - min(top_k, experts) / experts) ** tokens)
+
+
+EXAMPLE = {
+    "tokens": 4096, "hidden": 2048, "intermediate": 768, "experts": 128, "top_k": 8, "gated": True, "element_bytes": 2,
+}  # fmt: skip
+
+
+def alternatives(
+    *, tokens: int, hidden: int, intermediate: int, experts: int, top_k: int, gated: bool, element_bytes: int
+) -> dict[str, Cost]:
+    """Work of each backend, the experts' weights included. Torch writes the gathered rows, and the expert's rows before
+    they are summed, and reads both; the formula reads each token's experts for this token alone."""
+    cost = moe_cost(
+        tokens=tokens, hidden=hidden, intermediate=intermediate, experts=experts, top_k=top_k, gated=gated,
+        element_bytes=element_bytes,
+    )  # fmt: skip
+    expert_bytes = (3 if gated else 2) * hidden * intermediate * element_bytes
+    touched = round(expected_distinct_experts(experts, top_k, tokens))
+    rows_bytes = 4 * tokens * min(top_k, experts) * hidden * element_bytes
+    return {
+        "triton": cost + Cost(0, touched * expert_bytes),
+        "torch": cost + Cost(0, touched * expert_bytes + rows_bytes),
+        "reference": cost + Cost(0, tokens * min(top_k, experts) * expert_bytes),
+    }

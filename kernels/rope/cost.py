@@ -1,5 +1,7 @@
 """What a rotary embedding costs: no matrix product, so bytes only. Torch-free."""
 
+from typing import Any
+
 from archcompass.kernels.cost import Cost
 
 
@@ -9,3 +11,11 @@ def rotate_cost(*, batch: int, time: int, heads: int, head_dim: int, rotary_dim:
         flops=0,
         activation_bytes=2 * batch * time * heads * head_dim * element_bytes + time * rotary_dim * 4,
     )
+
+
+EXAMPLE = {"batch": 1, "time": 4096, "heads": 32, "head_dim": 128, "rotary_dim": 128, "element_bytes": 2}
+
+
+def alternatives(**sizes: Any) -> dict[str, Cost]:
+    """`rotate_cost` for each backend: the least that any of them moves."""
+    return dict.fromkeys(("triton", "torch", "reference"), rotate_cost(**sizes))

@@ -7,7 +7,9 @@ the speed (an H100 reaches its limit there before it reaches its bandwidth), so 
 `exponentials` too.
 """
 
-from archcompass.kernels.cost import Cost
+from typing import Any
+
+from archcompass.kernels.cost import Cost, repeated
 
 STATE_ELEMENT_BYTES = 4
 
@@ -34,3 +36,13 @@ def selective_scan_cost(
 def exponentials(*, batch: int, new_tokens: int, channels: int, state_dim: int) -> int:
     """Exponentials of one forward call: one per channel, state entry and token."""
     return batch * new_tokens * channels * state_dim
+
+
+EXAMPLE = {"batch": 1, "new_tokens": 4096, "channels": 5120, "state_dim": 16, "element_bytes": 2}
+
+
+def alternatives(*, new_tokens: int, **sizes: Any) -> dict[str, Cost]:
+    """Work of each backend, sizes as `selective_scan_cost`; the formula is as many single steps as there are tokens."""
+    cost = selective_scan_cost(new_tokens=new_tokens, **sizes)
+    steps = repeated(selective_scan_cost(new_tokens=1, **sizes), new_tokens)
+    return {"triton": cost, "torch": cost, "reference": steps}

@@ -252,6 +252,8 @@ def test_doctor_says_which_kernel_serves_which_operation(cli: Callable[..., Done
     found = json.loads(cli("doctor", "--json").out)
     assert {"attention", "linear_attention", "moe"} <= {row["operation"] for row in found["operations"]}
     assert all(row["reason"] for row in found["operations"])
+    on_cpu = [row for row in found["operations"] if row["device"] == "cpu"]
+    assert all(row["example"] and row["predicted_ms"][row["backend"]] > 0 for row in on_cpu)
     assert found["versions"]["torch"]
 
 
