@@ -2,15 +2,18 @@
 
 Each family is sized once, for the workload as given; then the same four models are asked for memory and time along the
 sweep. A crossing is where the order of two families turns, found between two neighbouring points on logarithmic axes.
+
+On this machine the same is done with real blocks: the four designs, made small enough for a minute, are built and timed, and
+what was measured stands over what was predicted for them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 from math import exp, log
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -23,10 +26,19 @@ from archcompass.profiles.ledger import memory
 from archcompass.profiles.predict import predict
 from archcompass.profiles.request import Request
 
+if TYPE_CHECKING:
+    from archcompass.profiles.measure.sweep import Seen
+
 Sweep = Literal["context", "batch"]
 
 CONTEXTS = tuple(2**power for power in range(10, 21))
 BATCHES = tuple(2**power for power in range(9))
+
+CONTEXTS_HERE = tuple(2**power for power in range(8, 14))
+BATCHES_HERE = tuple(2**power for power in range(5))
+
+PARAMETERS_HERE, VOCABULARY_HERE, OUTPUT_HERE = 20_000_000, 4096, 16
+"""What is built here: small enough for a minute, large enough that products and attention decide the time."""
 
 FAMILIES = ("transformer", "moe", "ssm", "hybrid")
 
@@ -71,7 +83,13 @@ class Crossover(BaseModel):
 
 
 class Comparison(BaseModel):
-    """The whole sweep."""
+    """The whole sweep.
+
+    Attributes:
+        points: predicted.
+        measured: the same models timed on this machine, as far as time and memory went; empty unless asked for.
+        measured_crossovers: where the measured lines cross.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -80,6 +98,8 @@ class Comparison(BaseModel):
     models: dict[str, dict[str, Any]]
     points: tuple[Point, ...]
     crossovers: tuple[Crossover, ...]
+    measured: tuple[Point, ...] = ()
+    measured_crossovers: tuple[Crossover, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +115,89 @@ def compare(workload: Workload, sweep: Sweep = "context", values: Sequence[int] 
     Raises:
         DoesNotFitError: no family can be sized for the card.
     """
-    answer = recommend(workload, quick=True)
-    hardware = Reading.of(workload).hardware
-    contestants = [_Contestant(c.family, c.precision, c.model) for c in answer.candidates if c.model is not None]
-    contestants.sort(key=lambda contestant: FAMILIES.index(contestant.family))
+    contestants = _contestants(workload)
     along = values or (CONTEXTS if sweep == "context" else BATCHES)
-    points = [_point(one, workload, sweep, value, hardware) for one in contestants for value in along]
+    return _compared(contestants, workload, sweep, along, Reading.of(workload).hardware)
+
+
+def compare_here(
+    workload: Workload,
+    sweep: Sweep = "context",
+    values: Sequence[int] | None = None,
+    *,
+    device: str = "cpu",
+    seconds: float = 60.0,
+    parameters: int = PARAMETERS_HERE,
+    progress: Callable[[float, str], None] | None = None,
+) -> Comparison:
+    """The four designs for `workload`, each reduced to about `parameters`, predicted and measured on this machine.
+
+    Memory is that of tensors alone, without what the process holds besides.
+
+    Args:
+        seconds: about how long measuring may take, shared evenly; longer places are left out.
+        parameters: about how many each model keeps.
+        progress: told (share done, what is done now).
+
+    Raises:
+        DoesNotFitError: no family can be sized for the card.
+        InputError: no such device here.
+    """
+    from archcompass.profiles.measure.here import this_machine
+    from archcompass.profiles.measure.sweep import sweep as run
+    from archcompass.profiles.training.reduce import reduced
+
+    hardware = this_machine(device)
+    small = workload.model_copy(update={"output": OUTPUT_HERE})
+    along = sorted(values or (CONTEXTS_HERE if sweep == "context" else BATCHES_HERE))
+    found = [
+        _Contestant(c.family, "bf16", reduced(c.spec, parameters, VOCABULARY_HERE)) for c in _contestants(workload)
+    ]
+    measured: list[Point] = []
+    for index, one in enumerate(found):
+
+        def told(share: float, text: str, before: int = index, family: str = one.family) -> None:
+            if progress is not None:
+                progress((before + share) / len(found), f"{family}, {text}")
+
+        asked = [_asked(one, small, sweep, value) for value in along]
+        for seen in run(one.spec, asked, hardware, device=device, seconds=seconds / len(found), progress=told):
+            measured.append(_seen(one.family, seen))
+    lines = _compared(found, small, sweep, along, hardware, overhead=False)
+    return lines.model_copy(
+        update={"measured": tuple(measured), "measured_crossovers": tuple(_crossovers(measured, sweep))}
+    )
+
+
+def _seen(family: str, seen: Seen) -> Point:
+    asked = seen.request
+    return Point(
+        context=asked.context,
+        batch=asked.batch,
+        family=family,
+        memory_bytes=seen.memory_bytes,
+        fits=True,
+        prefill_ms=seen.prefill.ms,
+        decode_ms_per_token=seen.decode.ms if seen.decode else None,
+        source="measured",
+    )
+
+
+def _contestants(workload: Workload) -> list[_Contestant]:
+    answer = recommend(workload, quick=True)
+    found = [_Contestant(c.family, c.precision, c.model) for c in answer.candidates if c.model is not None]
+    return sorted(found, key=lambda contestant: FAMILIES.index(contestant.family))
+
+
+def _compared(
+    contestants: Sequence[_Contestant],
+    workload: Workload,
+    sweep: Sweep,
+    along: Sequence[int],
+    hardware: Hardware,
+    overhead: bool = True,
+) -> Comparison:
+    points = [_point(one, workload, sweep, value, hardware, overhead) for one in contestants for value in along]
     return Comparison(
         sweep=sweep,
         hardware=hardware.label,
@@ -115,17 +212,21 @@ def _facts(one: _Contestant) -> dict[str, Any]:
     return {"total": parameters.total, "active": parameters.active, "precision": one.precision}
 
 
-def _point(one: _Contestant, workload: Workload, sweep: Sweep, value: int, hardware: Hardware) -> Point:
+def _asked(one: _Contestant, workload: Workload, sweep: Sweep, value: int) -> Request:
     context = value if sweep == "context" else 16384 if workload.unbounded else int(workload.context)
     batch = workload.concurrency if sweep == "context" else value
     output = min(workload.output, context // 2)
-    asked = Request(batch=batch, prompt=context - output, generate=output, precision=one.precision)
-    found = predict(one.spec, asked, hardware)
+    return Request(batch=batch, prompt=context - output, generate=output, precision=one.precision)
+
+
+def _point(one: _Contestant, workload: Workload, sweep: Sweep, value: int, hardware: Hardware, overhead: bool) -> Point:
+    asked = _asked(one, workload, sweep, value)
+    found, ledger = predict(one.spec, asked, hardware), memory(one.spec, asked, hardware)
     return Point(
-        context=context,
-        batch=batch,
+        context=asked.context,
+        batch=asked.batch,
         family=one.family,
-        memory_bytes=memory(one.spec, asked, hardware).total_bytes,
+        memory_bytes=ledger.total_bytes - (0 if overhead else ledger.overhead_bytes),
         fits=found.fits,
         prefill_ms=found.prefill_ms,
         decode_ms_per_token=found.decode_ms_per_token,
@@ -138,7 +239,7 @@ def _crossovers(points: Sequence[Point], sweep: Sweep) -> list[Crossover]:
     found = []
     for metric in METRICS:
         for one, other in combinations([family for family in FAMILIES if lines[family]], 2):
-            for (a, b), (c, d) in zip(pairwise(lines[one]), pairwise(lines[other]), strict=True):
+            for (a, b), (c, d) in zip(pairwise(lines[one]), pairwise(lines[other]), strict=False):
                 crossing = _crossing(metric, sweep, (a, b), (c, d))
                 if crossing is not None:
                     found.append(crossing)

@@ -1,7 +1,9 @@
-"""The families side by side over a sweep: one table a question, the cheapest marked, then the crossings."""
+"""The families side by side over a sweep: one table a question, the cheapest marked, then the crossings; or as a picture."""
 
 from __future__ import annotations
 
+from html import escape
+from pathlib import Path
 from typing import Any
 
 from archcompass.advisor.cli.output import console, print_lines
@@ -28,8 +30,7 @@ def show(data: dict[str, Any], *, markdown: bool = False) -> None:
     out.print()
     for line in crossing_lines(data):
         out.print(line, markup=False, highlight=False)
-    sources = sorted({point["source"] for point in data["points"]})
-    out.print(f"\n Numbers: {', '.join(sources)}. A dash does not fit; * is the cheapest that does.", highlight=False)
+    out.print(f"\n {numbers(data)} A dash does not fit; * is the cheapest that does.", highlight=False)
     return None
 
 
@@ -41,7 +42,10 @@ def grid(data: dict[str, Any], families: list[str], key: str, say: Any) -> list[
         here = {point["family"]: point for point in data["points"] if point[data["sweep"]] == place}
         fitting = {family: here[family][key] for family in families if here[family]["fits"] and here[family][key]}
         best = min(fitting, key=lambda family: fitting[family]) if fitting else None
-        cells = [_cell(here[family], key, say) + (" *" if family == best else "  ") for family in families]
+        cells = [
+            _cell(here[family], key, say) + _seen(data, here[family], key, say) + (" *" if family == best else "  ")
+            for family in families
+        ]
         rows.append([units.tokens(place), *cells])
     return rows
 
@@ -49,10 +53,13 @@ def grid(data: dict[str, Any], families: list[str], key: str, say: Any) -> list[
 def crossing_lines(data: dict[str, Any]) -> list[str]:
     """One line a crossing: where, who overtakes whom, and why."""
     names = {key: title.lower() for key, title, _ in QUESTIONS}
+    found = [("", cross) for cross in data["crossovers"]] + [
+        (" measured", cross) for cross in data["measured_crossovers"]
+    ]
     return [
-        f" above {units.tokens(round(cross['at'], -2) if cross['at'] > 1000 else round(cross['at']))}: {cross['cheaper']} "
-        f"needs less {names[cross['metric']]} than {cross['dearer']} ({cross['cause']})"
-        for cross in data["crossovers"]
+        f"{said} above {units.tokens(round(cross['at'], -2) if cross['at'] > 1000 else round(cross['at']))}: "
+        f"{cross['cheaper']} needs less {names[cross['metric']]} than {cross['dearer']} ({cross['cause']})"
+        for said, cross in found
     ] or [" No two families change places within this sweep."]
 
 
@@ -61,6 +68,55 @@ def _cell(point: dict[str, Any], key: str, say: Any) -> str:
     if value is None:
         return "-"
     return str(say(value)) if point["fits"] else f"({say(value)})"
+
+
+def numbers(data: dict[str, Any]) -> str:
+    """Where the numbers come from."""
+    sources = ", ".join(sorted({point["source"] for point in data["points"]}))
+    if not data["measured"]:
+        return f"Numbers: {sources}."
+    return f"Numbers: {sources} / measured on this machine, as far as the time went."
+
+
+def page(data: dict[str, Any]) -> str:
+    """The picture as one HTML file: a line a family for each question, measured points over it."""
+    from archcompass.advisor.report import figures, html
+
+    plain = (1.0, 1.0)
+    charts = {
+        "prefill": figures.sweep(data, "prefill_ms", "Time to read the prompts", 1e-3, "seconds", plain, None),
+        "decode": figures.sweep(data, "decode_ms_per_token", "Time per token", 1.0, "ms", plain, None),
+        "grows": figures.sweep(data, "memory_bytes", "Memory", 1e-9, "GB", plain, None),
+    }
+    title = f"Four families on {data['hardware']}"
+    crossings = "".join(f"<li>{escape(line.strip())}</li>" for line in crossing_lines(data))
+    drawn = "".join(
+        html.chart(name, f"{figure['layout']['title']['text']} by family") for name, figure in charts.items()
+    )
+    told = (
+        f"<p class=dim>{escape(numbers(data))} Lines are predicted; crosses were measured. {escape(_models(data))}</p>"
+    )
+    return html.document(title, f"<h1>{escape(title)}</h1>{told}{drawn}<ul>{crossings}</ul>", charts)
+
+
+def write(data: dict[str, Any], path: Path) -> None:
+    """Writes the picture, whole or not at all.
+
+    Raises:
+        FileFormatError: it cannot be written.
+    """
+    from archcompass.blocks.model.files import write_text
+
+    write_text(path, page(data))
+
+
+def _seen(data: dict[str, Any], point: dict[str, Any], key: str, say: Any) -> str:
+    """What was measured at this place, after a slash; empty where nothing was to be measured at all."""
+    if not data["measured"]:
+        return ""
+    place = (point["family"], point["context"], point["batch"])
+    found = next((p for p in data["measured"] if (p["family"], p["context"], p["batch"]) == place), None)
+    return f" / {say(found[key])}" if found and found[key] else " / -"
 
 
 def _models(data: dict[str, Any]) -> str:

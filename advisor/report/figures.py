@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import log10
+from math import ceil, floor, log10
 from typing import Any
 
 from archcompass.advisor.report import units
@@ -10,6 +10,9 @@ from archcompass.advisor.report import units
 Data = dict[str, Any]
 
 FAMILIES = ("transformer", "moe", "ssm", "hybrid")
+
+LETTERS = {"transformer": "T", "moe": "M", "ssm": "S", "hybrid": "H"}
+"""What stands in the cells of the map, for eyes and printers that do not part the colours."""
 
 MEMORY_PARTS = {
     "weights_bytes": ("weights", 1.0),
@@ -60,6 +63,8 @@ def sweep(
     for family in FAMILIES:
         points = [p for p in comparison["points"] if p["family"] == family and p[key]]
         traces += _line(family, points, comparison["sweep"], key, scale, unit, spread)
+        seen = [p for p in comparison.get("measured", []) if p["family"] == family and p[key]]
+        traces += _seen(family, seen, comparison["sweep"], key, scale, unit)
     crossings = [cross for cross in comparison["crossovers"] if cross["metric"] == key]
     traces += [_crossings(comparison, key, scale, unit), *_dots(profile, key, scale, unit)]
     return {
@@ -67,7 +72,7 @@ def sweep(
         "layout": {
             "title": {"text": title},
             "xaxis": {"type": "log", "title": {"text": f"{comparison['sweep']}, tokens"}, **_powers(comparison)},
-            "yaxis": {"type": "log", "title": {"text": unit}},
+            "yaxis": {"type": "log", "title": {"text": unit}, **_ticks(_heights(traces))},
             "annotations": _named(crossings, comparison, key, scale),
         },
     }
@@ -86,7 +91,7 @@ def decision_map(found: Data) -> Data:
         place = min(found["columns"], key=lambda value: abs(value - here[found["across"]]))
         marks.append(
             {"type": "scatter", "mode": "markers+text", "x": [units.tokens(place)], "y": [here[found["down"]]], "text": ["you"],
-             "textposition": "middle right",
+             "textposition": "top center",
              "marker": {"size": 13, "color": "var:paper", "line": {"width": 2, "color": "var:ink"}},
              "textfont": {"color": "var:paper"}, "hoverinfo": "skip", "showlegend": False}
         )  # fmt: skip
@@ -95,8 +100,11 @@ def decision_map(found: Data) -> Data:
         "x": columns,
         "y": found["rows"],
         "z": [[order[cell] + 0.5 if cell else None for cell in row] for row in found["cells"]],
-        "text": [[cell or "nothing fits" for cell in row] for row in found["cells"]],
-        "hovertemplate": "%{x} tokens, %{y}: %{text}<extra></extra>",
+        "text": [[LETTERS.get(cell, "-") for cell in row] for row in found["cells"]],
+        "texttemplate": "%{text}",
+        "textfont": {"color": "var:card"},
+        "customdata": [[cell or "nothing fits" for cell in row] for row in found["cells"]],
+        "hovertemplate": "%{x} tokens, %{y}: %{customdata}<extra></extra>",
         "colorscale": colours,
         "zmin": 0,
         "zmax": 4,
@@ -104,7 +112,10 @@ def decision_map(found: Data) -> Data:
         "xgap": 2,
         "ygap": 2,
     }
-    axes = {"xaxis": {"title": {"text": found["across"]}, "type": "category"}, "yaxis": {"type": "category"}}
+    axes = {
+        "xaxis": {"title": {"text": found["across"]}, "type": "category"},
+        "yaxis": {"title": {"text": found["down"]}, "type": "category"},
+    }
     return {"data": [heat, *marks], "layout": {"title": {"text": "Which family comes first"}, **axes}}
 
 
@@ -112,15 +123,16 @@ def roofline(found: Data) -> Data:
     """The card's two roofs, and where each operation of the pick stands under them."""
     bandwidth = found["bandwidth_bytes_per_second"]
     xs = [2**power for power in range(-4, 15)]
+    peaks = {peak: dtype for dtype, peak in reversed(found["flops_per_second"].items())}
     roofs = [
         {"type": "scatter", "mode": "lines", "name": f"{dtype} roof", "x": xs,
          "y": [min(peak, bandwidth * x) / 1e12 for x in xs], "hoverinfo": "skip",
          "line": {"color": "var:dim", "dash": "solid" if dtype == "bf16" else "dot"}}
-        for dtype, peak in found["flops_per_second"].items()
+        for peak, dtype in sorted(peaks.items())
     ]  # fmt: skip
-    peak = max(found["flops_per_second"].values())
+    peak = max(peaks)
     marks = []
-    for phase, symbol, colour in (("prefill", "circle", "var:transformer"), ("decode", "diamond", "var:moe")):
+    for phase, symbol, colour in (("prefill", "circle", "var:layer-3"), ("decode", "diamond", "var:layer-1")):
         here = [point for point in found["points"] if point["phase"] == phase]
         marks.append(
             {"type": "scatter", "mode": "markers", "name": phase, "x": [point["flops_per_byte"] for point in here],
@@ -133,8 +145,8 @@ def roofline(found: Data) -> Data:
         "data": [*roofs, *marks],
         "layout": {
             "title": {"text": f"Operations under the roofs of one {found['card']} "},
-            "xaxis": {"type": "log", "title": {"text": "FLOPs per byte"}},
-            "yaxis": {"type": "log", "title": {"text": "TFLOP/s within reach"}},
+            "xaxis": {"type": "log", "title": {"text": "FLOPs per byte"}, **_ticks(xs)},
+            "yaxis": {"type": "log", "title": {"text": "TFLOP/s within reach"}, **_ticks(_heights(roofs))},
         },
     }
 
@@ -163,6 +175,18 @@ def _line(
         "hovertemplate": f"{family}: %{{y:.4g}} {unit}<br>%{{text}}<extra></extra>",
     }  # fmt: skip
     return [band, line] if spread != (1.0, 1.0) else [line]
+
+
+def _seen(family: str, points: list[Data], sweep: str, key: str, scale: float, unit: str) -> list[Data]:
+    """What was measured of one family along the sweep."""
+    if not points:
+        return []
+    return [
+        {"type": "scatter", "mode": "markers", "name": f"{family}, measured", "legendgroup": family,
+         "x": [point[sweep] for point in points], "y": [point[key] * scale for point in points],
+         "marker": {"size": 11, "symbol": "x", "color": f"var:{family}", "line": {"width": 1, "color": "var:ink"}},
+         "hovertemplate": f"{family} measured here: %{{y:.4g}} {unit}<extra></extra>"}
+    ]  # fmt: skip
 
 
 def _dots(profile: Data | None, key: str, scale: float, unit: str) -> list[Data]:
@@ -234,6 +258,24 @@ def _height(cross: Data, comparison: Data, key: str) -> float:
         return float(below[1])
     share = (log10(cross["at"]) - log10(below[0])) / (log10(above[0]) - log10(below[0]))
     return float(10 ** (log10(below[1]) + share * (log10(above[1]) - log10(below[1]))))
+
+
+def _heights(traces: list[Data]) -> list[float]:
+    return [y for trace in traces for y in trace["y"]]
+
+
+def _ticks(values: list[float]) -> Data:
+    """Marks of a logarithmic axis in full: powers of ten, with 2 and 5 between them where few would be seen."""
+    if not values:
+        return {}
+    low, high = floor(log10(min(values))), ceil(log10(max(values)))
+    steps = (1,) if high - low > 3 else (1, 2, 5)
+    marks = [step * 10.0**power for power in range(low, high + 1) for step in steps]
+    return {"tickmode": "array", "tickvals": marks, "ticktext": [_mark_text(mark) for mark in marks]}
+
+
+def _mark_text(value: float) -> str:
+    return units.count(value) if value >= 1000 else f"{value:g}"
 
 
 def _powers(comparison: Data) -> Data:

@@ -35,14 +35,14 @@ def page(report: Data, command: str) -> str:
         _compass(answer),
         _cards(answer, profile),
         _section(
-            "What each family would hold", _chart("memory", "Stacked bars of memory by family against the card's line")
+            "What each family would hold", chart("memory", "Stacked bars of memory by family against the card's line")
         ),
         _sweeps(),
         _section("What the pick is made of", _layers(report["pictures"]["layers"], answer)),
-        _section("Where its time goes", _chart("roofline", "Operations under the roofs of the card")),
+        _section("Where its time goes", chart("roofline", "Operations under the roofs of the card")),
         _section(
             "If your workload were another",
-            _chart("map", "Which family comes first over context and breadth") + _flips(answer),
+            chart("map", "Which family comes first over context and breadth") + _flips(answer),
         ),
         _section("Open models near", _published(answer)),
         _section("What else to know", _notes(answer, profile)),
@@ -50,10 +50,11 @@ def page(report: Data, command: str) -> str:
         _section("Every number", _numbers(answer, profile)),
         _section("Repeat it", f"<pre>{escape(command)}</pre><p class=dim>{escape(_versions(report))}</p>"),
     ]
-    return _document(facts.sentence(answer), "\n".join(body), charts)
+    return document(facts.sentence(answer), "\n".join(body), charts)
 
 
-def _document(title: str, body: str, charts: Data) -> str:
+def document(title: str, body: str, charts: Data) -> str:
+    """A whole page around `body`, whose charts are drawn by name."""
     data = json.dumps(charts, ensure_ascii=True, allow_nan=False).replace("<", "\\u003c").replace("&", "\\u0026")
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -132,7 +133,7 @@ def _card(candidate: Data, profile: Data | None) -> str:
 
 
 def _sweeps() -> str:
-    both = _chart("prefill", "Time to read the prompts over context, by family") + _chart(
+    both = chart("prefill", "Time to read the prompts over context, by family") + chart(
         "decode", "Time per token over context"
     )
     text = (
@@ -140,7 +141,7 @@ def _sweeps() -> str:
         "fits. A click on a name hides its line.</p>"
     )
     return _section(
-        "The tyranny of the square", f"{text}<div class=two>{both}</div>{_chart('grows', 'Memory over context')}"
+        "The tyranny of the square", f"{text}<div class=two>{both}</div>{chart('grows', 'Memory over context')}"
     )
 
 
@@ -252,7 +253,8 @@ def _section(title: str, content: str) -> str:
     return f"<section><h2>{escape(title)}</h2>{content}</section>"
 
 
-def _chart(name: str, alternative: str) -> str:
+def chart(name: str, alternative: str) -> str:
+    """The place of a figure, and what to say where it cannot be seen."""
     return f'<div class=chart id="{name}" role="img" aria-label="{escape(alternative)}"></div>'
 
 

@@ -1,0 +1,85 @@
+"""The comparison: predicted along a sweep, measured with real blocks on this machine, told as data, table and picture."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from archcompass.advisor.compare import FAMILIES, compare, compare_here
+from archcompass.advisor.report.compare import page
+from archcompass.advisor.workload import Workload
+
+ASKED = Workload(context="4k", gpu="rtx-4090", concurrency=1)
+SMALL = ("--values", "64,128", "--scale", "200k", "--seconds", "4", "--gpu", "rtx-4090", "--concurrency", "1")
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    from archcompass.advisor.cli.app import run
+
+    def call(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["archcompass", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            run()
+        assert not stopped.value.code
+        return capsys.readouterr().out
+
+    return call
+
+
+def test_measured_points_lie_on_the_places_that_were_predicted() -> None:
+    told: list[tuple[float, str]] = []
+    found = compare_here(
+        ASKED, values=(64, 128), seconds=4, parameters=200_000, progress=lambda share, text: told.append((share, text))
+    )
+    predicted = {(point.family, point.context): point for point in found.points}
+    assert {point.family for point in found.measured} == set(FAMILIES) == set(found.models)
+    for point in found.measured:
+        line = predicted[point.family, point.context]
+        assert (point.source, line.source) == ("measured", line.source)
+        assert point.prefill_ms is not None
+        assert point.prefill_ms > 0
+        assert point.decode_ms_per_token is not None
+        assert 0.2 < point.memory_bytes / line.memory_bytes < 5
+    assert all(facts["total"] < 1_000_000 for facts in found.models.values())
+    shares = [share for share, _ in told]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+
+
+def test_batches_are_measured_too() -> None:
+    found = compare_here(ASKED, "batch", (1, 2), seconds=4, parameters=200_000)
+    assert {point.batch for point in found.measured if point.family == "ssm"} <= {1, 2}
+    assert {point.batch for point in found.measured} >= {1}
+
+
+def test_a_place_that_would_take_too_long_is_left_out() -> None:
+    found = compare_here(ASKED, values=(64, 2**18), seconds=0.5, parameters=200_000)
+    assert {point.context for point in found.measured} == {64}
+    assert {point.context for point in found.points} == {64, 2**18}
+
+
+def test_nothing_is_measured_unless_asked_for() -> None:
+    found = compare(ASKED, values=(4096, 8192))
+    assert found.measured == found.measured_crossovers == ()
+    assert {point.source for point in found.points} == {"roofline"}
+
+
+def test_the_command_measures_tells_and_draws(cli: Callable[..., str], tmp_path: Path) -> None:
+    picture = tmp_path / "compare.html"
+    data = json.loads(cli("compare", "--measure", *SMALL, "--json", "-o", picture))
+    assert {"sweep", "points", "crossovers", "measured", "measured_crossovers"} <= data.keys()
+    assert {point["source"] for point in data["measured"]} == {"measured"}
+    text = picture.read_text()
+    assert "measured on this machine" in text
+    assert '"transformer, measured"' in text
+    table = cli("compare", "--measure", *SMALL)
+    assert " / " in table
+    assert "measured on this machine" in table
+
+
+def test_the_picture_escapes_what_it_is_given() -> None:
+    data = compare(ASKED, values=(4096,)).model_dump(mode="json") | {"hardware": "<script>alert(1)</script>"}
+    assert "<script>alert(1)" not in page(data)
