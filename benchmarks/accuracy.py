@@ -1,13 +1,13 @@
 """How well predictions meet measurements on this machine: calibrate, predict, measure, row by row.
 
-    OMP_NUM_THREADS=1 python benchmarks/accuracy.py [--seconds 8] [--rounds 4] [--models A,B] [--table FILE] [--keep-table FILE]
-                                                    [--again FILE] [--quick]
+    OMP_NUM_THREADS=1 python benchmarks/accuracy.py [--visits 3] [--models A,B] [--keep-table FILE] [--table FILE]
+                                                    [--again FILE]
 
 Sixteen models of all families, from 20M to 1B parameters: prefill at three lengths, decode at three depths, a training step.
-The models are taken in rounds, each after a calibration of its own, since a shared machine changes its pace within minutes.
-Prints a row for each and the errors over all, and writes benchmarks/results/accuracy-<machine>.json with versions and the load
-of the machine, because a busy machine measures its neighbours too. With one thread the clock is the process's own CPU time.
-About twelve minutes.
+A shared machine changes its pace within minutes. So everything is visited three times in turn, calibration and models alike;
+a visit's time is the median of its runs, and the fastest visit counts, on both sides. With one thread the clock is the
+process's own CPU time. Prints a row for each and the errors over all, and writes benchmarks/results/accuracy-<machine>.json
+with versions, every visit's time and the load of the machine. About twelve minutes.
 """
 
 from __future__ import annotations
@@ -28,12 +28,16 @@ from archcompass.blocks.model.spec import ModelSpec
 from archcompass.blocks.zoo import names, published
 from archcompass.errors import ArchcompassError
 from archcompass.profiles.calibrate import calibrate
-from archcompass.profiles.efficiency import Efficiency, from_json, to_json
+from archcompass.profiles.efficiency import Efficiency, fastest, from_json, to_json
 from archcompass.profiles.hardware import Hardware, find
 from archcompass.profiles.measure.model import measure
+from archcompass.profiles.measure.sweep import sweep
 from archcompass.profiles.predict import predict
 from archcompass.profiles.request import Request
-from archcompass.profiles.tables import file_name
+from archcompass.profiles.tables import efficiency_of, file_name
+
+Question = tuple[str, int, int]
+"""Phase, tokens of the prompt, tokens generated."""
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -100,57 +104,54 @@ def models(quick: bool) -> list[ModelSpec]:
     return own[:1] + own[6:7] if quick else own + known
 
 
-def rows_of(spec: ModelSpec, table: Efficiency, here: Hardware, seconds: float, quick: bool) -> list[dict[str, Any]]:
-    """Measured and predicted times of one model."""
-    rows: list[dict[str, Any]] = []
-    for length in LENGTHS[:1] if quick else LENGTHS:
-        found = compared(spec, Request(prompt=length, generate=24), table, here, seconds)
-        rows += [row for row in found if row["tokens"] not in {old["tokens"] for old in rows}]
+def visit(spec: ModelSpec, here: Hardware, quick: bool) -> dict[Question, float]:
+    """Milliseconds of every question to one model, each the median of its runs."""
+    asked = [Request(prompt=length, generate=24) for length in (LENGTHS[:1] if quick else LENGTHS)]
+    times: dict[Question, float] = {}
+    for seen in sweep(spec, asked, here, seconds=8 + 24 * spec.parameters().active / 1e9):
+        times["prefill", seen.request.prompt, 24] = seen.prefill.ms
+        if seen.decode is not None:
+            times["decode", seen.request.prompt, 24] = seen.decode.ms
     if spec.parameters().total <= TRAINED_PARAMETERS:
-        trained = Request(prompt=TRAINED_TOKENS, generate=0, mode="training")
-        rows += compared(spec, trained, table, here, seconds)
-    return rows
+        trained = measure(spec, Request(prompt=TRAINED_TOKENS, generate=0, mode="training"), here, seconds=8)
+        if trained.prefill is not None:
+            times["training", trained.request.prompt, 0] = trained.prefill.ms
+    return times
 
 
-def compared(
-    spec: ModelSpec, request: Request, table: Efficiency, here: Hardware, seconds: float
+def predicted_ms(spec: ModelSpec, question: Question, table: Efficiency, here: Hardware) -> float:
+    phase, tokens, generated = question
+    training = phase == "training"
+    request = Request(prompt=tokens, generate=generated, mode="training" if training else "inference")
+    made = predict(spec, request, here, efficiency=table)
+    found = made.decode_ms_per_token if phase == "decode" else made.prefill_ms
+    assert found is not None, made.verdict
+    return found
+
+
+def rows_of(
+    spec: ModelSpec, visits: dict[Question, list[float]], table: Efficiency, here: Hardware
 ) -> list[dict[str, Any]]:
-    """One question, measured and predicted for what was really run."""
-    seen = measure(spec, request, here, seconds=seconds)
-    made = predict(spec, seen.request, here, efficiency=table)
-    phases = [("training" if request.training else "prefill", seen.prefill, made.prefill_ms)]
-    phases += [("decode", seen.decode, made.decode_ms_per_token)]
-    return [
-        {
-            "model": spec.name, "parameters": spec.parameters().total, "phase": phase, "tokens": seen.request.prompt,
-            "generate": seen.request.generate, "precision": request.precision, "source": seen.source,
-            "measured_ms": round(times.ms, 3), "low_ms": round(times.low, 3), "high_ms": round(times.high, 3),
-            "runs": len(times.runs), "outliers": times.outliers, "predicted_ms": round(foreseen, 3),
-            "ratio": round(foreseen / times.ms, 4),
-            "activation_bytes": seen.activation_bytes,
-            "predicted_activation_bytes": round(made.memory.activation_bytes),
-            "state_bytes": seen.state_bytes, "load": round(os.getloadavg()[0], 2),
-        }
-        for phase, times, foreseen in phases
-        if times is not None and foreseen is not None
-    ]  # fmt: skip
-
-
-def judged_again(kept: dict[str, Any], table: Efficiency, here: Hardware) -> list[dict[str, Any]]:
-    """Rows of an earlier run, their measurements as they were, their predictions made anew with `table`."""
-    specs = {spec.name: spec for spec in models(quick=False)}
+    """Measured and predicted times of one model."""
     rows = []
-    for row in kept["rows"]:
-        training = row["phase"] == "training"
-        request = Request(
-            prompt=row["tokens"], generate=0 if training else row.get("generate", 24),
-            mode="training" if training else "inference", precision=row["precision"],
-        )  # fmt: skip
-        made = predict(specs[row["model"]], request, here, efficiency=table)
-        foreseen = made.decode_ms_per_token if row["phase"] == "decode" else made.prefill_ms
-        if foreseen is not None:
-            rows.append(row | {"predicted_ms": round(foreseen, 3), "ratio": round(foreseen / row["measured_ms"], 4)})
+    for question, times in visits.items():
+        foreseen, seen = predicted_ms(spec, question, table, here), min(times)
+        phase, tokens, generated = question
+        rows.append({
+            "model": spec.name, "parameters": spec.parameters().total, "phase": phase, "tokens": tokens,
+            "generate": generated, "visits_ms": [round(ms, 3) for ms in times], "measured_ms": round(seen, 3),
+            "predicted_ms": round(foreseen, 3), "ratio": round(foreseen / seen, 4),
+        })  # fmt: skip
     return rows
+
+
+def kept_visits(path: Path) -> dict[str, dict[Question, list[float]]]:
+    """What an earlier run measured."""
+    found: dict[str, dict[Question, list[float]]] = {}
+    for row in json.loads(path.read_text())["rows"]:
+        question = (row["phase"], row["tokens"], row["generate"])
+        found.setdefault(row["model"], {})[question] = row["visits_ms"]
+    return found
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
@@ -164,81 +165,83 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return found
 
 
-def calibrated(arguments: argparse.Namespace) -> Efficiency:
-    """The table given on the command line, or one measured now."""
-    if arguments.table:
-        return from_json(json.loads(arguments.table.read_text()), where=arguments.table.name)
-    table, _ = calibrate(
-        "cpu",
-        progress=lambda share, text: print(f"\r{share:4.0%} {text:40s}", end="", file=sys.stderr),
-        budget_seconds=900,
-        keep=False,
-        dtypes=("bf16",),
-    )
-    if arguments.keep_table:
-        arguments.keep_table.write_text(json.dumps(to_json(table)) + "\n", encoding="utf-8")
-    return table
+def calibrated(dtypes: tuple[str, ...]) -> Efficiency:
+    """A table measured now."""
+
+    def told(share: float, text: str) -> None:
+        print(f"\r{share:4.0%} {text:40s}", end="", file=sys.stderr)
+
+    return calibrate("cpu", progress=told, budget_seconds=900, keep=False, dtypes=dtypes)[0]
 
 
-def printed(rows: list[dict[str, Any]]) -> None:
-    for row in rows:
-        shown = f"{row['measured_ms']:12.2f} {row['predicted_ms']:12.2f} {row['ratio']:6.2f}"
-        print(f"{row['model']:24s} {row['phase']:9s} {row['tokens']:6d} {shown}", flush=True)
-
-
-def measured(arguments: argparse.Namespace, here: Hardware) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Rows of all models round by round, and why some failed."""
-    chosen = [
-        spec for spec in models(arguments.quick) if not arguments.models or spec.name in arguments.models.split(",")
-    ]
-    rounds = 1 if arguments.quick or arguments.table else min(arguments.rounds, len(chosen))
-    rows, failed = [], {}
-    for number in range(rounds):
-        table = calibrated(arguments)
-        for spec in chosen[number::rounds]:
+def visited(
+    chosen: list[ModelSpec], visits: int, quick: bool, here: Hardware, given: Efficiency | None
+) -> tuple[dict[str, dict[Question, list[float]]], Efficiency, dict[str, str]]:
+    """Times of every model by question, the table they are judged by, and why some failed."""
+    tables, failed = [given] if given else [], {}
+    found: dict[str, dict[Question, list[float]]] = {}
+    for number in range(visits):
+        if given is None:
+            tables.append(calibrated(("bf16",) if number or quick else ("bf16", "fp32")))
+        for spec in chosen:
+            print(f"\rvisit {number + 1}: {spec.name:40s}", end="", file=sys.stderr)
             try:
-                seen = rows_of(spec, table, here, arguments.seconds, arguments.quick)
+                times = visit(spec, here, quick)
             except ArchcompassError as error:
                 failed[spec.name] = str(error)
                 continue
-            printed(seen)
-            rows += seen
-    return rows, failed
+            for question, ms in times.items():
+                found.setdefault(spec.name, {}).setdefault(question, []).append(ms)
+    return found, fastest(tables), failed
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=8.0, help="for each question")
-    parser.add_argument("--rounds", type=int, default=4, help="calibrations, each with its share of the models")
+    parser.add_argument("--visits", type=int, default=3, help="how often calibration and models take turns")
     parser.add_argument("--models", default="", help="only these, with commas")
     parser.add_argument("--quick", action="store_true", help="two models, one length")
     parser.add_argument("--table", type=Path, help="an efficiency table instead of calibrating now")
-    parser.add_argument("--again", type=Path, help="results of an earlier run: keep what was measured, predict anew")
-    parser.add_argument("--keep-table", type=Path, help="where to write the last table that was calibrated")
+    parser.add_argument(
+        "--again", type=Path, help="results of an earlier run: predict anew what was measured, with --table"
+    )
+    parser.add_argument("--keep-table", type=Path, help="where to write the table that was calibrated")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     load_before, here = os.getloadavg()[0], find("cpu")
-    print(f"{'model':24s} {'phase':9s} {'tokens':>6s} {'measured ms':>12s} {'predicted ms':>12s} {'ratio':>6s}")
+    given = from_json(json.loads(arguments.table.read_text()), arguments.table.name) if arguments.table else None
+    chosen = [
+        spec for spec in models(arguments.quick) if not arguments.models or spec.name in arguments.models.split(",")
+    ]
     if arguments.again:
-        rows, failed = judged_again(json.loads(arguments.again.read_text()), calibrated(arguments), here), {}
-        printed(rows)
+        found, table, failed = kept_visits(arguments.again), given or efficiency_of(here), {}
     else:
-        rows, failed = measured(arguments, here)
-    errors = summary(rows)
-    for phase, found in errors.items():
-        print(f"{phase:9s} {found['rows']:4.0f} rows  median {found['median_error']:.1%}  p90 {found['p90_error']:.1%}")
-    for name, why in failed.items():
-        print(f"{name} failed: {why}")
+        found, table, failed = visited(chosen, arguments.visits, arguments.quick, here, given)
+    if arguments.keep_table:
+        arguments.keep_table.write_text(json.dumps(to_json(table)) + "\n", encoding="utf-8")
+    rows = [row for spec in chosen if spec.name in found for row in rows_of(spec, found[spec.name], table, here)]
+    told(rows, failed)
     kept = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "machine": here.name,
         "threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version(),
         "clock": "process CPU time" if torch.get_num_threads() == 1 else "wall",
         "load_before": round(load_before, 2), "load_after": round(os.getloadavg()[0], 2),
-        "summary": errors, "failed": failed, "rows": rows,
+        "summary": summary(rows), "failed": failed, "rows": rows,
     }  # fmt: skip
     target = arguments.out or RESULTS / f"accuracy-{file_name(here)}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
+
+def told(rows: list[dict[str, Any]], failed: dict[str, str]) -> None:
+    """Prints the rows and the errors over all."""
+    print(f"\n{'model':24s} {'phase':9s} {'tokens':>6s} {'measured ms':>12s} {'predicted ms':>12s} {'ratio':>6s}")
+    for row in rows:
+        shown = f"{row['measured_ms']:12.2f} {row['predicted_ms']:12.2f} {row['ratio']:6.2f}"
+        print(f"{row['model']:24s} {row['phase']:9s} {row['tokens']:6d} {shown}")
+    for phase, found in summary(rows).items():
+        print(f"{phase:9s} {found['rows']:4.0f} rows  median {found['median_error']:.1%}  p90 {found['p90_error']:.1%}")
+    for name, why in failed.items():
+        print(f"{name} failed: {why}")
 
 
 if __name__ == "__main__":

@@ -12,10 +12,11 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from math import exp, log
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from archcompass.blocks.base import Op
@@ -104,6 +105,7 @@ class Efficiency:
         source: "calibrated" when measured, "roofline" when taken from the literature.
         kinds: by op kind; "kind:compute" for a kind in one dtype; "block/op name:compute" for an op of one block.
         layer_seconds, step_seconds: constants per layer and per forward call.
+        launches: seconds of starting one small kernel, "eager" and from a CUDA "graph"; empty where nothing is launched.
         overlaps: whether starting kernels runs ahead of the kernels themselves (accelerators), or adds to them.
         peaks: measured FLOP/s by dtype and "bandwidth" that stand for the data sheet's, where there are any.
         spread: (low, high) factors on a predicted time, for prefill and decode.
@@ -121,6 +123,7 @@ class Efficiency:
     overlaps: bool
     peaks: Mapping[str, float] = field(default_factory=dict, hash=False)
     spread: Mapping[str, tuple[float, float]] = field(default_factory=dict, hash=False)
+    launches: Mapping[str, float] = field(default_factory=dict, hash=False)
     training: Mapping[str, float] = field(default_factory=dict, hash=False)
     live: Mapping[str, float] = field(default_factory=dict, hash=False)
     made: Mapping[str, Any] = field(default_factory=dict, hash=False)
@@ -280,6 +283,7 @@ def to_json(table: Efficiency) -> dict[str, Any]:
         "source": table.source,
         "made": dict(table.made),
         "peaks": dict(table.peaks),
+        "launches": dict(table.launches),
         "training": dict(table.training),
         "live": dict(table.live),
         "layer_seconds": table.layer_seconds,
@@ -325,6 +329,7 @@ def from_json(data: Any, where: str = "efficiency table") -> Efficiency:
             overlaps=bool(data["overlaps"]),
             peaks={name: float(value) for name, value in data["peaks"].items()},
             spread={phase: (float(low), float(high)) for phase, (low, high) in data["spread"].items()},
+            launches={name: float(value) for name, value in data.get("launches", {}).items()},
             training={name: float(value) for name, value in data.get("training", {}).items()},
             live={name: float(value) for name, value in data["live"].items()},
             made=dict(data["made"]),
@@ -371,6 +376,33 @@ def scaled(points: Mapping[float, float]) -> dict[float, float]:
         kept[size] = value
         before = (size, value)
     return kept
+
+
+def fastest(tables: Sequence[Efficiency]) -> Efficiency:
+    """Several tables of one machine, measured with the same peaks at different times, as one: each point at its fastest.
+
+    What slows a shared machine comes and goes; of a training step's factors, which are ratios, the middle one is taken.
+    """
+    first = tables[0]
+    kinds = {name: _fastest([table.kinds[name] for table in tables if name in table.kinds]) for name in first.kinds}
+    training = {
+        name: median(table.training[name] for table in tables if name in table.training) for name in first.training
+    }
+    return replace(first, kinds=kinds, training=training, step_seconds=min(table.step_seconds for table in tables))
+
+
+def _fastest(kinds: Sequence[KindEfficiency]) -> KindEfficiency:
+    return KindEfficiency(
+        compute=_highest([kind.compute for kind in kinds]),
+        memory=_highest([kind.memory for kind in kinds]),
+        launch_seconds=min(kind.launch_seconds for kind in kinds),
+    )
+
+
+def _highest(curves: Sequence[Curve]) -> Curve:
+    xs = sorted({x for curve in curves for x in curve.x})
+    ys = sorted({y for curve in curves for y in curve.y})
+    return Curve(tuple(xs), tuple(ys), tuple(tuple(max(c.at(x, y) for c in curves) for y in ys) for x in xs))
 
 
 def geometric_mean(values: Sequence[float]) -> float:

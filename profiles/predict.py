@@ -163,7 +163,7 @@ def predict(
         prefill=prefill,
         decode=decode,
         basis=table.name,
-        notes=(*ledger.notes, *_notes(prefill, decode)),
+        notes=(*ledger.notes, *_notes(prefill, decode, table)),
     )
 
 
@@ -376,9 +376,18 @@ def _verdict(ledger: Memory, hardware: Hardware) -> str:
     )
 
 
-def _notes(prefill: Call, decode: Call | None) -> tuple[str, ...]:
+def _notes(prefill: Call, decode: Call | None, table: Efficiency) -> tuple[str, ...]:
     if decode is not None and decode.launch_bound:
-        return (
-            "decode is launch-bound: starting kernels takes longer than running them; a larger batch is nearly free",
-        )
+        told = "decode is launch-bound: starting kernels takes longer than running them; a larger batch is nearly free"
+        return (told, *_from_a_graph(decode, table.launches))
     return ("prefill is launch-bound: the prompt is short for this machine",) if prefill.launch_bound else ()
+
+
+def _from_a_graph(decode: Call, launches: Mapping[str, float]) -> tuple[str, ...]:
+    """What a step would take if its kernels were replayed from a CUDA graph, where that was measured."""
+    if "graph" not in launches:
+        return ()
+    waited = sum(part.ms for part in decode.parts if part.kind == "launch")
+    device = sum(part.ms for part in decode.parts if part.kind not in ("launch", "constant"))
+    left = max(0.0, (device + waited) * launches["graph"] / launches["eager"] - device)
+    return (f"replayed from a CUDA graph a step would take about {decode.ms - waited + left:.2g} ms",)

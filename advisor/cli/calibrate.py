@@ -8,7 +8,7 @@ import typer
 
 from archcompass.advisor.cli.app import app
 from archcompass.advisor.cli.flags import AsJson
-from archcompass.advisor.cli.output import console, print_json, progress
+from archcompass.advisor.cli.output import console, keeping, print_json, progress
 
 
 @app.command()
@@ -27,7 +27,7 @@ def calibrate(
     from archcompass.profiles.calibrate import calibrate as run
     from archcompass.profiles.efficiency import to_json
 
-    with progress(f"calibrating {device}") as update:
+    with keeping("the table from before stays: it is written at the end"), progress(f"calibrating {device}") as update:
         table, path = run(device, progress=update, budget_seconds=seconds, keep=not dry_run)
     if as_json:
         print_json(to_json(table) | {"kept": None if path is None else str(path)})
@@ -37,5 +37,7 @@ def calibrate(
     for name, value in table.peaks.items():
         told = f"{value / 1e9:,.1f} GB/s" if name == "bandwidth" else f"{value / 1e12:,.2f} TFLOP/s"
         out.print(f" {name:<12} {told:>16}", highlight=False)
+    for name, value in table.launches.items():
+        out.print(f" {f'launch, {name}':<16} {value * 1e6:>12,.1f} µs", highlight=False)
     out.print(f" {len(table.kinds)} curves, {table.step_seconds * 1e6:,.0f} µs a step", highlight=False)
     out.print(f" Kept: {path}" if path else " Nothing kept (--dry-run).", markup=False)

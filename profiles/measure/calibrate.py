@@ -24,9 +24,9 @@ from archcompass.blocks.runtime import Context
 from archcompass.profiles.efficiency import ACCELERATOR, PROCESSOR, Efficiency
 from archcompass.profiles.hardware import Hardware, find
 from archcompass.profiles.measure import build
-from archcompass.profiles.measure.clock import repeat
+from archcompass.profiles.measure.launches import launches
 from archcompass.profiles.measure.model import Progress, silent
-from archcompass.profiles.measure.parts import MEASURED_ALONE, Parts, alone
+from archcompass.profiles.measure.parts import MEASURED_ALONE, Parts, alone, apart, beside
 from archcompass.profiles.measure.peak import tensor_peak_bytes
 from archcompass.profiles.measure.probe import peaks
 from archcompass.profiles.measure.products import Products, instance
@@ -95,6 +95,7 @@ class _Bench:
             layer_seconds=0.0,
             step_seconds=0.0,
             overlaps=base.overlaps,
+            launches=launches(self.device),
             peaks=self.peaks,
             spread=SPREAD,
         )
@@ -141,10 +142,10 @@ class _Bench:
         spec = ModelSpec(name="tiny", hidden_size=256, vocab_size=1024, layers="2*(attention mlp)", blocks=blocks)
         model = build.model(spec, self.device, torch.bfloat16)
         ids = torch.zeros(1, 1, dtype=torch.long, device=self.device)
-        spent = repeat(lambda: model(ids, logits_to_keep=1), self.device, seconds=0.5, least=5, most=100).low * 1e-3
-        hardware = _as_hardware(self.peaks)
-        foreseen = time_of(owned_work(spec, Request().step(1, 0)), table, hardware, 0).ms * 1e-3
-        return max(10e-6, spent - foreseen)
+        with apart(self.device, evict=self.device.type == "cpu") as products:
+            spent = beside(lambda: model(ids, logits_to_keep=1), products, self.device, most=100)
+        work = [(owner, op) for owner, op in owned_work(spec, Request().step(1, 0)) if op.kind != "gemm"]
+        return max(10e-6, spent - time_of(work, table, _as_hardware(self.peaks), 0).ms * 1e-3)
 
 
 def _typical() -> Iterator[tuple[Block, int]]:

@@ -24,7 +24,7 @@ from archcompass.blocks.runtime import BlockState, Context, Linear
 from archcompass.profiles.efficiency import Curve, Efficiency, KindEfficiency, coordinates, scaled, seconds
 from archcompass.profiles.measure import build
 from archcompass.profiles.measure.clock import processor_clock, repeat
-from archcompass.profiles.measure.products import COLD_BYTES, TOKENS, share
+from archcompass.profiles.measure.products import COLD_BYTES, TOKENS, instance, share
 from archcompass.profiles.predict import sublayer_work
 from archcompass.profiles.request import Request
 
@@ -81,11 +81,12 @@ class Parts:
     def _sublayer(self, block: Block, width: int, step: Step, evict: bool = False) -> tuple[float, float]:
         """(seconds of one forward of the block with its norm and residual sum, less its linear layers; their FLOPs).
 
-        Layers are cycled to stay out of caches, and share one context, as the layers of a model do.
+        Single steps find their code and weights as cold as in a model: layers are cycled, and a block of another kind runs
+        before each. Layers share one context, as those of a model do.
         """
-        spec, dtype = alone(block, width), build.DTYPES[self.name]
-        weight_bytes = block.parameters(width).total * dtype.itemsize
-        copies = max(1, min(8, COLD_BYTES // max(weight_bytes, 1))) if step.new_tokens == 1 else 1
+        spec, dtype, single = alone(block, width), build.DTYPES[self.name], step.new_tokens == 1
+        weight_bytes = block.parameters(width).active * dtype.itemsize
+        copies = max(1, min(8, COLD_BYTES // max(weight_bytes, 1))) if single else 1
         layers = [build.sublayer(spec, "block", self.device, dtype) for _ in range(copies)]
         x = torch.randn(step.batch, step.new_tokens, width, device=self.device).to(dtype)
         states: list[BlockState | None] = [None] * copies
@@ -93,29 +94,20 @@ class Parts:
             past = torch.randn(step.batch, step.past_tokens, width, device=self.device).to(dtype)
             states = [layer(past, None, Context(embeddings=past))[1] for layer in layers]
         context = Context(past=step.past_tokens, embeddings=x)
+        other = build.sublayer(alone(_unlike(block), width), "block", self.device, dtype) if single else None
 
         def all_layers() -> None:
             for index, layer in enumerate(layers):
+                if other is not None:
+                    products.skip(lambda: other(x, None, Context(embeddings=x)))
                 _, after = layer(x, states[index], context)
                 states[index] = after if step.past_tokens else None
 
         with apart(self.device, evict) as products:
             all_layers()
             flops = products.flops / copies
-            spent = self._beside(all_layers, products, most=30 if step.new_tokens == 1 else 10)
+            spent = beside(all_layers, products, self.device, most=30 if single else 10)
         return spent / copies, flops
-
-    def _beside(self, call: Callable[[], None], products: Apart, most: int) -> float:
-        """Median seconds of a call less those of its products."""
-        inside: list[float] = []
-
-        def once() -> None:
-            products.seconds = 0.0
-            call()
-            inside.append(products.seconds)
-
-        times = repeat(once, self.device, seconds=0.25, least=4, most=most).runs
-        return median(run * 1e-3 - taken for run, taken in zip(times, inside[-len(times) :], strict=True))
 
     def rest(self, spec: ModelSpec, step: Step, spent: float, product_flops: float) -> Rest:
         """What is left of `spent`, the seconds of a sublayer without products worth `product_flops`, for its own ops."""
@@ -181,13 +173,21 @@ class Apart:
     """Linear layers told apart from the rest.
 
     Attributes:
+        now: the clock.
         seconds: that they took since this was last set to zero; stays 0 where they are left out.
         flops: of all of them so far.
     """
 
+    now: Callable[[], float]
     seconds: float = 0.0
     flops: float = 0.0
     pools: dict[torch.dtype, torch.Tensor] = field(default_factory=dict)
+
+    def skip(self, call: Callable[[], object]) -> None:
+        """Runs `call` and counts its time, but not its products, as if it were one of them."""
+        start, seconds, flops = self.now(), self.seconds, self.flops
+        call()
+        self.seconds, self.flops = seconds + self.now() - start, flops
 
     def without(self, layer: Linear, x: torch.Tensor) -> torch.Tensor:
         """Ordinary numbers at once, in the place of a product."""
@@ -205,7 +205,8 @@ def apart(device: torch.device, evict: bool = False) -> Iterator[Apart]:
     Args:
         evict: with each product, read four megabytes of memory besides, as the product with a weight of ordinary size would.
     """
-    found, now, plain = Apart(), processor_clock(), Linear.forward
+    now, plain = processor_clock(), Linear.forward
+    found = Apart(now)
     ballast = cycle(torch.ones(COLD_BYTES // 4).split(_WEIGHT_ELEMENTS)) if evict else None
 
     def forward(layer: Linear, x: torch.Tensor) -> torch.Tensor:
@@ -221,6 +222,24 @@ def apart(device: torch.device, evict: bool = False) -> Iterator[Apart]:
 
     with patch.object(Linear, "forward", forward):
         yield found
+
+
+def beside(call: Callable[[], object], products: Apart, device: torch.device, most: int) -> float:
+    """Median seconds of a call less those of its products."""
+    inside: list[float] = []
+
+    def once() -> None:
+        products.seconds = 0.0
+        call()
+        inside.append(products.seconds)
+
+    times = repeat(once, device, seconds=0.25, least=4, most=most).runs
+    return median(run * 1e-3 - taken for run, taken in zip(times, inside[-len(times) :], strict=True))
+
+
+def _unlike(block: Block) -> Block:
+    """A block that does something else, of ordinary size."""
+    return instance("attention", 4) if block.traits.role == "channel" else instance("gated_mlp", 4)
 
 
 def alone(block: Block, width: int) -> ModelSpec:

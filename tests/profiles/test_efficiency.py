@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +19,7 @@ from archcompass.errors import FileFormatError, InputError
 from archcompass.profiles import tables
 from archcompass.profiles.efficiency import ACCELERATOR, PROCESSOR, Curve, Efficiency, from_json, scaled, to_json
 from archcompass.profiles.hardware import describe, find
+from archcompass.profiles.measure.launches import launches
 from archcompass.profiles.predict import predict
 from archcompass.profiles.request import Request
 
@@ -169,6 +171,26 @@ def test_training_factors_go_by_block_then_by_kind() -> None:
     assert table.trained(product, "mamba2") == 1.5
     assert table.trained(product, "gated_mlp") == 1.25
     assert table.trained(Op("scan", "scan", 1.0), "mamba") == 1.0
+
+
+def test_a_launch_bound_step_is_told_what_a_graph_would_give(llama: ModelSpec) -> None:
+    card, small = find("h200"), llama.with_layers("2*(attention mlp)")
+    slow = {kind: replace(curves, launch_seconds=1e-2) for kind, curves in ACCELERATOR.kinds.items()}
+    table = replace(ACCELERATOR, kinds=slow, launches={"eager": 5e-6, "graph": 1e-6})
+    plain = predict(small, Request(), card, efficiency=replace(table, launches={}))
+    graph = predict(small, Request(), card, efficiency=table)
+    assert plain.decode_ms_per_token == graph.decode_ms_per_token
+    assert not any("CUDA graph" in note for note in plain.notes)
+    (note,) = (note for note in graph.notes if "CUDA graph" in note)
+    assert graph.decode_ms_per_token is not None
+    assert float(note.split()[-2]) == pytest.approx(graph.decode_ms_per_token / 5, rel=0.05)
+
+
+def test_launches_are_measured_on_accelerators_alone() -> None:
+    assert launches(torch.device("cpu")) == {}
+    if torch.cuda.is_available():
+        found = launches(torch.device("cuda"))
+        assert 0 < found["graph"] < found["eager"] < 1e-3
 
 
 def test_measured_peaks_stand_for_the_data_sheets(llama: ModelSpec) -> None:
