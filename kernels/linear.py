@@ -40,6 +40,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
+def product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    """a b, written to `out`; matrices of any strides, of which no gradient is recorded."""
+    if a.dtype is torch.float32 and a.is_cpu and _HAS_ONEDNN and a.shape[0] * b.numel() >= WORTH_A_CALL:
+        return out.copy_(torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], ""))
+    return torch.mm(a, b, out=out)
+
+
 def _few_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The upper and the lower half of the matrix as a batch of two, on which MKL spends two threads."""
     columns, width = weight.shape

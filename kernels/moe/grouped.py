@@ -4,7 +4,7 @@ One operator, so that autograd, torch.compile and counters see it whole; how man
 host inside. Kept for the backward pass is what the activation was applied to, and nothing else. On the CPU the rows
 are gathered by index_select and combined by embedding_bag, which adds in float32 and beats indexing and index_add by
 two to ten times there; the products are torch's grouped_mm where it can, else one product per busy expert, as in
-float32 without gradients, where `kernels/linear.py` has twice the speed.
+float32, where `kernels/linear.py` has twice the speed.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from torch.nn.functional import embedding_bag
 from torch.utils.flop_counter import register_flop_formula
 
 from archcompass.kernels.eager import plain_call
-from archcompass.kernels.linear import linear
+from archcompass.kernels.linear import WORTH_A_CALL, linear, product
 from archcompass.kernels.moe.activations import Activation
 from archcompass.kernels.moe.cost import moe_cost
 
@@ -307,13 +307,15 @@ def multiply(rows: Tensor, matrices: Tensor, bias: Tensor | None, groups: Groups
     else:
         out = rows.new_empty(rows.shape[0], matrices.shape[2])
         for expert, span in groups.runs():
-            torch.mm(rows[span], matrices[expert], out=out[span])
+            product(rows[span], matrices[expert], out[span])
     return out if bias is None else out.add_(bias[groups.chosen])
 
 
 def _takes_grouped_mm(rows: Tensor, matrices: Tensor) -> bool:
-    """Torch's grouped product does as the loop, with less overhead; it wants whole 16 bytes per row."""
+    """Torch's grouped product costs less to call than the loop, has half its speed in float32, and wants whole 16 bytes."""
     if GROUPED_MM is None or rows.device.type != "cpu" or rows.dtype not in (torch.float32, torch.bfloat16):
+        return False
+    if rows.dtype == torch.float32 and rows.shape[0] * matrices[0].numel() >= WORTH_A_CALL * matrices.shape[0]:
         return False
     whole = all(size * rows.element_size() % 16 == 0 for size in matrices.shape[1:])
     return whole and rows.shape[0] > 0 and rows.stride(-1) == 1 and 1 in matrices.stride()[1:]
@@ -324,7 +326,7 @@ def _weight_gradients(left: Tensor, right: Tensor, like: Tensor, groups: Groups)
     total = torch.empty_like(like, memory_format=torch.contiguous_format)
     idle = set(range(total.shape[0]))
     for expert, span in groups.runs():
-        torch.mm(left[span].t(), right[span], out=total[expert])
+        product(left[span].t(), right[span], total[expert])
         idle.remove(expert)
     for expert in idle:
         total[expert].zero_()
