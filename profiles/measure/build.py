@@ -26,6 +26,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _POOL_ELEMENTS = 2**20
 _LARGE_ELEMENTS = 2**18
 
+_EMBEDDING_SCALE = 50.0
+"""Brings embeddings to about one, so that tokens stay apart in the stream of a model that never learned anything: experts are
+then chosen about evenly, as training would have it, where small embeddings send all tokens to the same few."""
+
 
 def device_of(name: str) -> torch.device:
     """The device called `name`.
@@ -51,6 +55,8 @@ def model(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Language
     with _defaults(device, dtype):
         built = LanguageModel(spec)
     fill(built)
+    with torch.no_grad():
+        built.embedding.weight.mul_(_EMBEDDING_SCALE)
     return built.eval()
 
 

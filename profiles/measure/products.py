@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from archcompass.blocks.base import Block, Op, known_blocks
+from archcompass.blocks.runtime import Linear
 from archcompass.profiles.efficiency import Curve, KindEfficiency, scaled
 from archcompass.profiles.measure import build
 from archcompass.profiles.measure.clock import repeat
@@ -84,17 +85,17 @@ class Products:
         return Curve(tuple(map(float, rows)), tuple(map(float, sizes)), values)
 
     def _product(self, rows: int, side: int) -> float:
-        """Seconds of x [rows, side] times a weight [side, side] that is in no cache."""
+        """Seconds of a linear layer over [rows, side] whose weight [side, side] is in no cache."""
         weight_bytes = side * side * self.dtype.itemsize
         copies = max(1, min(128, COLD_BYTES // weight_bytes)) if rows <= 64 else 2
-        weights = self._cold((side, side), copies)
+        layers = [_layer(weight) for weight in self._cold((side, side), copies)]
         x = torch.randn(rows, side, device=self.device).to(self.dtype)
 
         def cycle() -> None:
-            for weight in weights:
-                torch.nn.functional.linear(x, weight)
+            for layer in layers:
+                layer.forward(x)
 
-        return self._seconds(cycle, least=3) / len(weights)
+        return self._seconds(cycle, least=3) / len(layers)
 
     def _experts(self, rows: int, size: int) -> float:
         """Seconds that one expert takes of a grouped product with `rows` rows for each."""
@@ -174,6 +175,14 @@ def never_falling(times: dict[tuple[int, int], float], rows: Sequence[int], size
             before = [times[rows[row_index - 1], size]] if row_index else []
             before += [times[row, sizes[size_index - 1]]] if size_index else []
             times[row, size] = max([times[row, size], *before])
+
+
+def _layer(weight: torch.Tensor) -> Linear:
+    """The layer that blocks use, around a weight [out, in]."""
+    with torch.device("meta"):
+        layer = Linear(weight.shape[1], weight.shape[0])
+    layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+    return layer
 
 
 def _side_by_side(curves: Sequence[Curve]) -> Curve:
