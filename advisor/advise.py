@@ -1,7 +1,7 @@
 """The whole way: recommend, build the pick from real blocks on this machine, profile it, and hand it over.
 
 The folder it writes holds workload.yaml (the question), model.yaml (the answer, ready for other tools), report.json (every
-number) and report.html (the picture). Each file is written whole or not at all.
+number) and report.html (the picture). All four are written, whole, or none.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from archcompass.advisor.recommend import Recommendation, recommend
 from archcompass.advisor.result import Result
 from archcompass.advisor.sizing.ask import Ask
 from archcompass.advisor.workload import Workload
-from archcompass.blocks.model.files import to_yaml, write_text
-from archcompass.errors import DoesNotFitError, FileFormatError
+from archcompass.blocks.model.files import make_folder, to_yaml, write_texts
+from archcompass.errors import DoesNotFitError
 from archcompass.profiles.profile import ProfileReport, profile
 
 Progress = Callable[[float, str], None]
@@ -121,14 +121,9 @@ def write(advice: Advice, folder: Path) -> list[Path]:
 
 
 def write_all(folder: Path, contents: dict[str, str]) -> list[Path]:
-    """Writes named texts into a folder, made if need be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileFormatError(f"{folder} cannot be made: {error.strerror}") from error
-    for name, text in contents.items():
-        write_text(folder / name, text)
-    return [folder / name for name in contents]
+    """Writes named texts into a folder, made if need be: all or none."""
+    make_folder(folder)
+    return write_texts(folder, contents)
 
 
 def _versions() -> dict[str, str]:

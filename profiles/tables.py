@@ -109,19 +109,16 @@ def _fitted(engine: Engine, vendor: str, kind: str, identifier: str) -> Efficien
 
 
 def save(table: Efficiency, hardware: Hardware, engine: Engine = "native") -> Path:
-    """Keeps `table` as this user's calibration of `hardware`; written whole or not at all."""
-    import tempfile
+    """Keeps `table` as this user's calibration of `hardware`; written whole or not at all.
 
-    directory = cache_directory()
-    directory.mkdir(parents=True, exist_ok=True)
-    target = directory / f"{file_name(hardware, engine)}.json"
-    with tempfile.NamedTemporaryFile("w", dir=directory, suffix=".part", delete=False, encoding="utf-8") as part:
-        try:
-            json.dump(to_json(table), part)
-        except BaseException:
-            os.unlink(part.name)
-            raise
-    os.replace(part.name, target)
+    Raises:
+        FileFormatError: the cache directory cannot be made or written to.
+    """
+    from archcompass.blocks.model.files import make_folder, write_text
+
+    make_folder(cache_directory())
+    target = cache_directory() / f"{file_name(hardware, engine)}.json"
+    write_text(target, json.dumps(to_json(table)))
     forget()
     return target
 

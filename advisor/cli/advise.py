@@ -9,7 +9,7 @@ import typer
 
 from archcompass.advisor.cli.app import app
 from archcompass.advisor.cli.flags import AsJson, AsMarkdown, WorkloadFile, read_workload, with_workload_flags
-from archcompass.advisor.cli.output import console, print_json, progress
+from archcompass.advisor.cli.output import console, keeping, print_json, progress
 from archcompass.advisor.workload import Workload
 
 
@@ -53,11 +53,13 @@ def advise_on(
     from archcompass.advisor.advise import write
     from archcompass.advisor.report.terminal import show
 
-    with progress("advising") as update:
-        advice = run(workload, seconds=seconds, progress=update)
-    data = advice.as_data()
-    # The files first: whoever reads the answer may close the pipe at any line.
-    written = [] if out is None else write(advice, out)
+    kept = "nothing was kept (no -o)" if out is None else f"{out} is as it was: its files are written at the end"
+    with keeping(kept):
+        with progress("advising") as update:
+            advice = run(workload, seconds=seconds, progress=update)
+        data = advice.as_data()
+        # The files first: whoever reads the answer may close the pipe at any line.
+        written = [] if out is None else write(advice, out)
     if as_json:
         print_json(data)
     else:

@@ -12,7 +12,10 @@ from typing import Annotated
 import typer
 
 from archcompass import __version__
-from archcompass.errors import ArchcompassError, DoesNotFitError, InputError
+from archcompass.errors import ArchcompassError, DoesNotFitError, InputError, StoppedError
+
+STOPPED = 130
+"""Exit code of what Ctrl-C ended, as shells have it."""
 
 app = typer.Typer(
     name="archcompass",
@@ -54,9 +57,14 @@ def run() -> None:
     try:
         code = app(standalone_mode=False)
         sys.stdout.flush()
+        if code == STOPPED:  # what typer makes of Ctrl-C where no command has more to say
+            raise KeyboardInterrupt
+    except StoppedError as error:
+        fail(str(error))
+        code = STOPPED
     except (typer.Abort, KeyboardInterrupt):
         fail("stopped; nothing was left half-written")
-        code = 130
+        code = STOPPED
     except InputError as error:
         fail(str(error))
         code = 2
@@ -66,10 +74,16 @@ def run() -> None:
     except ArchcompassError as error:
         fail(str(error))
         code = 1
-    except BrokenPipeError:
-        # The reader of our output has gone: say nothing more, not even while the interpreter shuts down.
+    except OSError as error:
+        # A file that cannot be used is refused by name where it is opened; without a name it is our output.
+        if error.filename is not None:
+            raise
+        # Nothing more is written there, not even while the interpreter shuts down.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 141
+        gone = isinstance(error, BrokenPipeError)
+        if not gone:
+            fail(f"the output cannot be written: {error.strerror}")
+        code = 141 if gone else 1
     except Exception as error:
         # typer keeps its usage errors to itself, and they moved between its versions: known by what they can do.
         if not hasattr(error, "format_message"):

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from unicodedata import category
 
+from archcompass.errors import StoppedError
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -63,6 +65,15 @@ def print_lines(lines: Iterable[str]) -> None:
 def fail(message: str) -> None:
     """One line on stderr."""
     sys.stderr.write("archcompass: " + plain(" ".join(message.split())) + "\n")
+
+
+@contextmanager
+def keeping(what: str) -> Iterator[None]:
+    """Ctrl-C within says `what` is left."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise StoppedError(f"stopped; {what}") from None
 
 
 @contextmanager

@@ -13,14 +13,12 @@ import typer
 
 from archcompass.advisor.cli.app import app
 from archcompass.advisor.cli.flags import AsJson, Model
-from archcompass.advisor.cli.output import console, print_json, progress
+from archcompass.advisor.cli.output import print_json, progress
+from archcompass.errors import StoppedError
 
 if TYPE_CHECKING:
     from archcompass.blocks.model.spec import ModelSpec
     from archcompass.profiles.training.plan import Plan, TrainingReport
-
-STOPPED = 130
-"""Exit code of a run that Ctrl-C ended, as shells have it."""
 
 
 def _flag(name: str, help: str) -> Any:
@@ -81,8 +79,8 @@ def train(
     report, was_stopped = _run(spec, data, plan, quiet=as_json, resume=resume, reduced_from=whole, **places)
     _tell(report, as_json=as_json)
     if was_stopped:
-        _say_what_is_kept(report)
-        raise typer.Exit(STOPPED)
+        kept = f"{report.checkpoint} is kept; --resume goes on" if report.checkpoint else "nothing is kept (no -o)"
+        raise StoppedError(f"stopped after step {report.steps}: {kept}")
 
 
 def _run(spec: ModelSpec, data: Path, plan: Plan, *, quiet: bool, **how: Any) -> tuple[TrainingReport, bool]:
@@ -100,11 +98,6 @@ def _tell(report: TrainingReport, *, as_json: bool) -> None:
     if os.environ.get("RANK", "0") == "0":
         told = report.model_dump(mode="json")
         print_json(told) if as_json else show(told)
-
-
-def _say_what_is_kept(report: TrainingReport) -> None:
-    kept = f"{report.checkpoint} is kept; --resume goes on" if report.checkpoint else "nothing is kept (no -o)"
-    console(error=True).print(f" Stopped after step {report.steps}: {kept}", markup=False)
 
 
 def _scaled(spec: ModelSpec, text: str, *, is_bytes: bool) -> ModelSpec:

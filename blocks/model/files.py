@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,19 +42,58 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         FileFormatError: the folder cannot be written to.
     """
-    temporary = ""
+    write_texts(path.parent, {path.name: text})
+
+
+def write_texts(folder: Path, contents: Mapping[str, str]) -> list[Path]:
+    """Writes named files, all of them whole or, when one cannot be written, none. Another writer of the folder is waited for.
+
+    Raises:
+        FileFormatError: the folder cannot be written to, or is full.
+    """
     import tempfile
 
+    written: dict[str, Path] = {}
+    name = next(iter(contents))
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        with _alone(folder):
+            _sweep(folder, contents)
+            for name, text in contents.items():
+                handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
+                written[temporary] = folder / name
+                with os.fdopen(handle, "w", encoding="utf-8") as file:
+                    file.write(text)
+                os.chmod(temporary, 0o644)
+            for temporary, path in written.items():
+                os.replace(temporary, path)
     except OSError as error:
-        if temporary:
+        raise FileFormatError(f"{folder / name} cannot be written: {error.strerror}") from error
+    finally:
+        for temporary in written:
             Path(temporary).unlink(missing_ok=True)
-        raise FileFormatError(f"{path} cannot be written: {error.strerror}") from error
+    return list(written.values())
+
+
+def _sweep(folder: Path, names: Iterable[str]) -> None:
+    """Removes what a killed writer left half-written. Nobody else is writing here."""
+    for path in (path for name in names for path in folder.glob(f".{glob.escape(name)}.????????")):
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keeps other writers of ours out of a folder; leaves nothing behind, also when it is killed."""
+    try:
+        import fcntl
+    except ImportError:
+        yield  # Windows cannot lock a folder: each file is whole, two sets at once may mix.
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def make_folder(folder: Path) -> None:

@@ -8,7 +8,8 @@
     │   └── ConversionError              a configuration one side can say and the other cannot
     ├── DoesNotFitError                  a sound request that no memory here can hold; the command line exits with 1
     ├── BackendError (RuntimeError)      the kernel that was asked for cannot run here
-    └── MeasurementError (RuntimeError)  a measurement that could not be taken
+    ├── MeasurementError (RuntimeError)  a measurement that could not be taken
+    └── StoppedError                     Ctrl-C; says what was kept; the command line exits with 130
 
 Catch `ArchcompassError` to catch them all. Messages name the field, the value and the rule, and the nearest right
 value.
@@ -73,6 +74,10 @@ class BackendError(ArchcompassError, RuntimeError):
 
 class MeasurementError(ArchcompassError, RuntimeError):
     """A measurement that could not be taken."""
+
+
+class StoppedError(ArchcompassError):
+    """The user stopped it; the message says what was kept."""
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
