@@ -222,16 +222,16 @@ class StateTensor:
         shape: without the batch axis.
         dtype: "cache" for what follows the cache's precision, else a fixed dtype.
         grows: whether it is longer for a longer context.
+        held: how many times over our modules hold it: a window that moves has its length again to move in.
     """
 
-        held: how many times over our modules hold it: a window that moves has its length again to move in.
     name: str
     shape: tuple[int, ...]
     dtype: Literal["cache", "fp32", "activations"]
     grows: bool
+    held: float = 1.0
 
     @property
-    held: float = 1.0
     def elements(self) -> int:
         product = 1
         for size in self.shape:
