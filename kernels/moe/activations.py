@@ -1,4 +1,4 @@
-"""What an expert does between its two matrices, and the derivative of it.
+"""Experts as one argument: their matrices, what they do between them, and the derivative of that.
 
 An activation maps the first product [rows, 2 I] (gate, then up) or [rows, I] (without gate) to [rows, I].
 """
@@ -95,3 +95,41 @@ class Activation:
             return POINTWISE[self.name][1](grad, x)
         gate = torch.sigmoid(self.alpha * x)
         return grad * gate * (1 + self.alpha * x * (1 - gate))
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """What all paths take beside the tokens and their routing. Shapes as `moe_mlp`."""
+
+    gate_up: Tensor
+    down: Tensor
+    gate_up_bias: Tensor | None
+    down_bias: Tensor | None
+    activation: Activation
+    scale_input: bool
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """As operators of torch take them."""
+        return self.gate_up, self.down, self.gate_up_bias, self.down_bias
+
+    def settings(self) -> tuple[str, bool, float, float | None, float, bool]:
+        """As operators of torch take them."""
+        act = self.activation
+        return act.name, act.gated, act.alpha, act.limit, act.up_offset, self.scale_input
+
+
+def experts_of(
+    gate_up: Tensor,
+    down: Tensor,
+    gate_up_bias: Tensor | None,
+    down_bias: Tensor | None,
+    activation: str,
+    gated: bool,
+    alpha: float,
+    limit: float | None,
+    up_offset: float,
+    scale_input: bool,
+) -> Experts:
+    """The inverse of `tensors` and `settings`."""
+    act = Activation(activation, gated, alpha, limit, up_offset)
+    return Experts(gate_up, down, gate_up_bias, down_bias, act, scale_input)

@@ -19,30 +19,19 @@ from torch.utils.flop_counter import register_flop_formula
 
 from archcompass.kernels.eager import plain_call
 from archcompass.kernels.linear import WORTH_A_CALL, linear, product
-from archcompass.kernels.moe.activations import Activation
+from archcompass.kernels.moe.activations import Activation, Experts, experts_of
 from archcompass.kernels.moe.cost import moe_cost
 
 GROUPED_MM: Any = getattr(functional, "grouped_mm", None)  # public since torch 2.10
 
 
-def moe_grouped(
-    x: Tensor,
-    weights: Tensor,
-    experts: Tensor,
-    gate_up: Tensor,
-    down: Tensor,
-    gate_up_bias: Tensor | None,
-    down_bias: Tensor | None,
-    activation: Activation,
-    scale_input: bool,
-) -> Tensor:
+def moe_grouped(x: Tensor, weights: Tensor, chosen: Tensor, experts: Experts) -> Tensor:
     """Shapes as `moe_mlp`."""
-    tensors = (x, weights.to(x.dtype), experts, gate_up, down, gate_up_bias, down_bias)
+    tensors = (x, weights.to(x.dtype), chosen, *experts.tensors())
     if plain_call(*tensors):
-        return _forward(*tensors, activation, scale_input, keep=False)[0]
-    settings = (activation.name, activation.gated, activation.alpha, activation.limit, activation.up_offset)
+        return _forward(*tensors[:3], experts, keep=False)[0]
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    result: Tensor = _moe(*tensors, *settings, scale_input, keep)[0]
+    result: Tensor = _moe(*tensors, *experts.settings(), keep)[0]
     return result
 
 
@@ -57,31 +46,22 @@ def grouped_mm_obstacle(x: Tensor, down: Tensor) -> str | None:
     return None
 
 
-def moe_grouped_mm(
-    x: Tensor,
-    weights: Tensor,
-    experts: Tensor,
-    gate_up: Tensor,
-    down: Tensor,
-    gate_up_bias: Tensor | None,
-    down_bias: Tensor | None,
-    activation: Activation,
-    scale_input: bool,
-) -> Tensor:
+def moe_grouped_mm(x: Tensor, weights: Tensor, chosen: Tensor, experts: Experts) -> Tensor:
     """The same by torch's grouped_mm, which reads nothing on the host: for GPUs. Shapes as `moe_mlp`."""
-    flat = experts.flatten()
-    chosen, order = flat.sort(stable=True)
-    edges = torch.arange(1, gate_up.shape[0] + 1, device=flat.device, dtype=flat.dtype)
-    ends = torch.searchsorted(chosen, edges, out_int32=True)
+    gate_up, down, gate_up_bias, down_bias = experts.tensors()
+    expert, order = chosen.flatten().sort(stable=True)
+    edges = torch.arange(1, gate_up.shape[0] + 1, device=x.device, dtype=expert.dtype)
+    ends = torch.searchsorted(expert, edges, out_int32=True)
     scale = weights.to(x.dtype).flatten()[order, None]
-    rows = x.index_select(0, order // experts.shape[1])
-    rows = rows * scale if scale_input else rows
+    rows = x.index_select(0, order // chosen.shape[1])
+    rows = rows * scale if experts.scale_input else rows
     inner = GROUPED_MM(rows, gate_up.transpose(1, 2), offs=ends)
-    inner = activation(inner if gate_up_bias is None else inner + gate_up_bias[chosen])
+    inner = experts.activation(inner if gate_up_bias is None else inner + gate_up_bias[expert])
     out = GROUPED_MM(inner, down.transpose(1, 2), offs=ends)
-    out = out if down_bias is None else out + down_bias[chosen]
+    out = out if down_bias is None else out + down_bias[expert]
+    out = out if experts.scale_input else out * scale
     place = torch.empty_like(order).scatter_(0, order, torch.arange(order.numel(), device=order.device))
-    summed: Tensor = (out if scale_input else out * scale).index_select(0, place).view(*experts.shape, -1).sum(1)
+    summed: Tensor = out.index_select(0, place).view(*chosen.shape, -1).sum(1)
     return summed
 
 
@@ -97,7 +77,7 @@ def moe_dense_equivalent(x: Tensor, weights: Tensor, gate_up: Tensor, down: Tens
 def _moe(
     x: Tensor,
     weights: Tensor,
-    experts: Tensor,
+    chosen: Tensor,
     gate_up: Tensor,
     down: Tensor,
     gate_up_bias: Tensor | None,
@@ -110,13 +90,13 @@ def _moe(
     scale_input: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    act = Activation(activation, gated, alpha, limit, up_offset)
-    return _forward(x, weights, experts, gate_up, down, gate_up_bias, down_bias, act, scale_input, keep)
+    given = (gate_up, down, gate_up_bias, down_bias, activation, gated, alpha, limit, up_offset, scale_input)
+    return _forward(x, weights, chosen, experts_of(*given), keep)
 
 
 @_moe.register_fake
-def _(x: Tensor, weights: Tensor, experts: Tensor, gate_up: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    before = x.new_empty(experts.numel() if rest[-1] else 0, gate_up.shape[1])
+def _(x: Tensor, weights: Tensor, chosen: Tensor, gate_up: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    before = x.new_empty(chosen.numel() if rest[-1] else 0, gate_up.shape[1])
     return torch.empty_like(x, memory_format=torch.contiguous_format), before
 
 
@@ -126,7 +106,7 @@ def _moe_backward(
     before: Tensor,
     x: Tensor,
     weights: Tensor,
-    experts: Tensor,
+    chosen: Tensor,
     gate_up: Tensor,
     down: Tensor,
     gate_up_bias: Tensor | None,
@@ -138,31 +118,12 @@ def _moe_backward(
     up_offset: float,
     scale_input: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    act = Activation(activation, gated, alpha, limit, up_offset)
-    groups = by_expert(experts, gate_up.shape[0])
-    wide = torch.promote_types(x.dtype, torch.float32)
-    rows, g = (t.index_select(0, groups.token) for t in (x, grad))
-    scale = weights.flatten()[groups.order, None]
-    inner = act(before)
-    d_inner = multiply(g, down, None, groups)  # not yet multiplied by the routing weight
-    d_before = act.backward(d_inner if scale_input else d_inner * scale, before)
-    d_rows = multiply(d_before, gate_up, None, groups)
-    if scale_input:
-        d_scale = (d_rows * rows).sum(-1, dtype=wide)
-        d_rows, rows = d_rows * scale, rows * scale
-    else:
-        d_scale = (d_inner * inner).sum(-1, dtype=wide)
-        if down_bias is not None:
-            d_scale += (g * down_bias[groups.chosen]).sum(-1, dtype=wide)
-        g = g * scale
-    d_weights = torch.empty_like(weights).view(-1).index_copy_(0, groups.order, d_scale.to(weights.dtype))
-    d_gate_up, d_down = _weight_gradients(d_before, rows, gate_up, groups), _weight_gradients(g, inner, down, groups)
-    d_biases = (_row_sums(d_before, gate_up_bias, groups), _row_sums(g, down_bias, groups))
-    return _combine(d_rows, groups.order, experts.shape, None), d_weights.view_as(weights), d_gate_up, d_down, *d_biases
+    given = (gate_up, down, gate_up_bias, down_bias, activation, gated, alpha, limit, up_offset, scale_input)
+    return _backward(grad, before, x, weights, chosen, experts_of(*given))
 
 
 @_moe_backward.register_fake
-def _(grad: Tensor, before: Tensor, x: Tensor, weights: Tensor, experts: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+def _(grad: Tensor, before: Tensor, x: Tensor, weights: Tensor, chosen: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     given = (x, weights, *rest[:4])
     return tuple(x.new_empty(0) if t is None else torch.empty_like(t) for t in given)
 
@@ -184,78 +145,71 @@ _moe.register_autograd(_gradient, setup_context=_setup)
 
 
 @register_flop_formula(torch.ops.archcompass.moe_grouped)
-def _flops(
-    x: Any,
-    weights: Any,
-    experts: Any,
-    gate_up: Any,
-    down: Any,
-    gate_up_bias: Any,
-    down_bias: Any,
-    activation: str,
-    gated: bool,
-    *_: Any,
-    **__: Any,
-) -> int:
+def _flops(x: Any, weights: Any, chosen: Any, gate_up: Any, down: Any, *settings: Any, **_: Any) -> int:
+    return flops_of(x, chosen, down, gated=settings[3])
+
+
+def flops_of(x: Any, chosen: Any, down: Any, gated: bool) -> int:
+    """FLOPs of the forward pass, from shapes."""
     return moe_cost(
-        tokens=x[0],
-        hidden=x[1],
-        intermediate=down[2],
-        experts=down[0],
-        top_k=experts[1],
-        gated=gated,
-        element_bytes=1,
+        tokens=x[0], hidden=x[1], intermediate=down[2], experts=down[0], top_k=chosen[1], gated=gated, element_bytes=1
     ).flops
 
 
-def _forward(
-    x: Tensor,
-    weights: Tensor,
-    experts: Tensor,
-    gate_up: Tensor,
-    down: Tensor,
-    gate_up_bias: Tensor | None,
-    down_bias: Tensor | None,
-    act: Activation,
-    scale_input: bool,
-    keep: bool,
-) -> tuple[Tensor, Tensor]:
+def _forward(x: Tensor, weights: Tensor, chosen: Tensor, experts: Experts, keep: bool) -> tuple[Tensor, Tensor]:
     """The result and, with `keep`, what the activation was applied to, for the backward pass."""
+    gate_up, down, gate_up_bias, down_bias = experts.tensors()
     if x.shape[0] == 1 and not keep:
-        tensors = (x, weights, experts, gate_up, down, gate_up_bias, down_bias)
-        return _single_token(*tensors, act, scale_input), x.new_empty(0, gate_up.shape[1])
-    groups = by_expert(experts, gate_up.shape[0])
+        return _single_token(x, weights, chosen, experts), x.new_empty(0, gate_up.shape[1])
+    groups = by_expert(chosen, gate_up.shape[0])
     rows = x.index_select(0, groups.token)
-    if scale_input:
+    if experts.scale_input:
         rows *= weights.flatten()[groups.order, None]
+    summing = None if experts.scale_input else weights
     if x.dtype == torch.float32 and not keep:
-        out = _one_by_one(rows, gate_up, down, gate_up_bias, down_bias, act, groups)
-        return _combine(out, groups.order, experts.shape, None if scale_input else weights), x.new_empty(0, 0)
+        return _combine(_one_by_one(rows, experts, groups), groups.order, chosen.shape, summing), x.new_empty(0, 0)
     before = multiply(rows, gate_up.transpose(1, 2), gate_up_bias, groups)
-    out = multiply(act(before), down.transpose(1, 2), down_bias, groups)
-    result = _combine(out, groups.order, experts.shape, None if scale_input else weights)
-    return result, before if keep else x.new_empty(0, gate_up.shape[1])
+    out = multiply(experts.activation(before), down.transpose(1, 2), down_bias, groups)
+    return _combine(out, groups.order, chosen.shape, summing), before if keep else x.new_empty(0, gate_up.shape[1])
 
 
-def _single_token(
-    x: Tensor,
-    weights: Tensor,
-    experts: Tensor,
-    gate_up: Tensor,
-    down: Tensor,
-    gate_up_bias: Tensor | None,
-    down_bias: Tensor | None,
-    act: Activation,
-    scale_input: bool,
-) -> Tensor:
+def _backward(
+    grad: Tensor, before: Tensor, x: Tensor, weights: Tensor, chosen: Tensor, experts: Experts
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, weights, both matrices and both biases (empty where there is none)."""
+    gate_up, down, gate_up_bias, down_bias = experts.tensors()
+    groups = by_expert(chosen, gate_up.shape[0])
+    wide = torch.promote_types(x.dtype, torch.float32)
+    rows, g = (t.index_select(0, groups.token) for t in (x, grad))
+    scale = weights.flatten()[groups.order, None]
+    inner = experts.activation(before)
+    d_inner = multiply(g, down, None, groups)  # not yet multiplied by the routing weight
+    d_before = experts.activation.backward(d_inner if experts.scale_input else d_inner * scale, before)
+    d_rows = multiply(d_before, gate_up, None, groups)
+    if experts.scale_input:
+        d_scale = (d_rows * rows).sum(-1, dtype=wide)
+        d_rows, rows = d_rows * scale, rows * scale
+    else:
+        d_scale = (d_inner * inner).sum(-1, dtype=wide)
+        if down_bias is not None:
+            d_scale += (g * down_bias[groups.chosen]).sum(-1, dtype=wide)
+        g = g * scale
+    d_weights = torch.empty_like(weights).view(-1).index_copy_(0, groups.order, d_scale.to(weights.dtype))
+    d_gate_up, d_down = _weight_gradients(d_before, rows, gate_up, groups), _weight_gradients(g, inner, down, groups)
+    d_biases = (_row_sums(d_before, gate_up_bias, groups), _row_sums(g, down_bias, groups))
+    return _combine(d_rows, groups.order, chosen.shape, None), d_weights.view_as(weights), d_gate_up, d_down, *d_biases
+
+
+def _single_token(x: Tensor, weights: Tensor, chosen: Tensor, experts: Experts) -> Tensor:
     """A decode step: one view of each chosen expert, no sorting, no copy of weights."""
+    gate_up, down, gate_up_bias, down_bias = experts.tensors()
     parts = []
-    for slot, expert in enumerate(experts[0].tolist()):
-        fed = x * weights[0, slot] if scale_input else x
-        inner = act(linear(fed, gate_up[expert], _row(gate_up_bias, expert)))
+    for slot, expert in enumerate(chosen[0].tolist()):
+        fed = x * weights[0, slot] if experts.scale_input else x
+        inner = experts.activation(linear(fed, gate_up[expert], _row(gate_up_bias, expert)))
         parts.append(linear(inner, down[expert], _row(down_bias, expert)))
     rows = torch.cat(parts)
-    return (rows if scale_input else rows * weights[0, :, None]).sum(0, keepdim=True)
+    return (rows if experts.scale_input else rows * weights[0, :, None]).sum(0, keepdim=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,19 +237,12 @@ def by_expert(experts: Tensor, count: int) -> Groups:
     return Groups(order, order // experts.shape[1], chosen, ends)
 
 
-def _one_by_one(
-    rows: Tensor,
-    gate_up: Tensor,
-    down: Tensor,
-    gate_up_bias: Tensor | None,
-    down_bias: Tensor | None,
-    act: Activation,
-    groups: Groups,
-) -> Tensor:
+def _one_by_one(rows: Tensor, experts: Experts, groups: Groups) -> Tensor:
     """Both products of one expert before the next, by the library that is fastest in float32."""
+    gate_up, down, gate_up_bias, down_bias = experts.tensors()
     out = rows.new_empty(rows.shape[0], down.shape[1])
     for expert, span in groups.runs():
-        inner = act(linear(rows[span], gate_up[expert], _row(gate_up_bias, expert)))
+        inner = experts.activation(linear(rows[span], gate_up[expert], _row(gate_up_bias, expert)))
         out[span] = linear(inner, down[expert], _row(down_bias, expert))
     return out
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from archcompass.errors import InputError
 from archcompass.kernels.dispatch import Choice, choose
-from archcompass.kernels.moe.activations import Activation
+from archcompass.kernels.moe.activations import Activation, Experts
 from archcompass.kernels.moe.grouped import grouped_mm_obstacle, moe_dense_equivalent, moe_grouped, moe_grouped_mm
 from archcompass.kernels.moe.reference import moe_reference
 
@@ -60,9 +60,8 @@ def moe_mlp(
     choice = explain(x, down, backend=backend, strict=strict)
     if x.device.type == "meta":
         return moe_dense_equivalent(x, weights, gate_up, down, act)
-    if choice.backend == "reference":
-        return moe_reference(x, weights, experts, gate_up, down, gate_up_bias, down_bias, act, scale_input)
-    return _run(choice, x, down)(x, weights, experts, gate_up, down, gate_up_bias, down_bias, act, scale_input)
+    serve = moe_reference if choice.backend == "reference" else _run(choice, x, down)
+    return serve(x, weights, experts, Experts(gate_up, down, gate_up_bias, down_bias, act, scale_input))
 
 
 def explain(x: Tensor, down: Tensor, *, backend: str = "auto", strict: bool = False) -> Choice:

@@ -11,70 +11,63 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from archcompass.kernels.moe.activations import Activation
-from archcompass.kernels.moe.cost import moe_cost
+from archcompass.kernels.moe.activations import Experts, experts_of
+from archcompass.kernels.moe.grouped import flops_of
 from archcompass.kernels.moe.triton_grouped import by_expert, grouped_rows, grouped_weights
 
 
-def moe_triton(
-    x: Tensor, weights: Tensor, experts: Tensor, gate_up: Tensor, down: Tensor, gate_up_bias: Tensor | None,
-    down_bias: Tensor | None, activation: Activation, scale_input: bool,
-) -> Tensor:  # fmt: skip
+def moe_triton(x: Tensor, weights: Tensor, chosen: Tensor, experts: Experts) -> Tensor:
     """Shapes as `moe_mlp`."""
-    settings = (activation.name, activation.gated, activation.alpha, activation.limit, activation.up_offset)
-    tensors = (x, weights.to(x.dtype), experts, gate_up, down, gate_up_bias, down_bias)
-    result: Tensor = _moe(*tensors, *settings, scale_input)
+    result: Tensor = _moe(x, weights.to(x.dtype), chosen, *experts.tensors(), *experts.settings())
     return result
 
 
-def forward(
-    x: Tensor, weights: Tensor, experts: Tensor, gate_up: Tensor, down: Tensor, gate_up_bias: Tensor | None,
-    down_bias: Tensor | None, act: Activation, scale_input: bool,
-) -> Tensor:  # fmt: skip
+def forward(x: Tensor, weights: Tensor, chosen: Tensor, experts: Experts) -> Tensor:
     """Launches the two products."""
-    tokens, top_k = experts.shape
-    groups = by_expert(experts, gate_up.shape[0])
+    gate_up, down, gate_up_bias, down_bias = experts.tensors()
+    tokens, top_k = chosen.shape
+    groups = by_expert(chosen, gate_up.shape[0])
     weights = weights.contiguous()
     inner = grouped_rows(
         x, gate_up, groups, top_k=top_k, gather=True, scatter=False, bias=gate_up_bias, weights=weights,
-        scale="input" if scale_input else "", activation=act,
+        scale="input" if experts.scale_input else "", activation=experts.activation,
     )  # fmt: skip
     rows = grouped_rows(
         inner, down, groups, top_k=top_k, gather=False, scatter=True, bias=down_bias, weights=weights,
-        scale="" if scale_input else "output",
+        scale="" if experts.scale_input else "output",
     )  # fmt: skip
     return rows.view(tokens, top_k, -1).sum(1)
 
 
 def backward(
-    grad: Tensor, x: Tensor, weights: Tensor, experts: Tensor, gate_up: Tensor, down: Tensor,
-    gate_up_bias: Tensor | None, down_bias: Tensor | None, act: Activation, scale_input: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    grad: Tensor, x: Tensor, weights: Tensor, chosen: Tensor, experts: Experts
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, weights, gate_up, down and the biases (empty where there is none)."""
-    tokens, top_k = experts.shape
-    groups = by_expert(experts, gate_up.shape[0])
+    gate_up, down, gate_up_bias, down_bias = experts.tensors()
+    tokens, top_k = chosen.shape
+    groups = by_expert(chosen, gate_up.shape[0])
     weights, grad = weights.contiguous(), grad.contiguous()
     order = groups.order.to(torch.int64)
     scale = weights.flatten()[order, None]
     before = grouped_rows(
         x, gate_up, groups, top_k=top_k, gather=True, scatter=False, bias=gate_up_bias, weights=weights,
-        scale="input" if scale_input else "",
+        scale="input" if experts.scale_input else "",
     )  # fmt: skip
-    inner = act(before)
+    inner = experts.activation(before)
     # The gradient of inner, not yet multiplied by the routing weight.
     d_inner = grouped_rows(grad, down.transpose(1, 2), groups, top_k=top_k, gather=True, scatter=False)
-    d_before = act.backward(d_inner if scale_input else d_inner * scale, before)
+    d_before = experts.activation.backward(d_inner if experts.scale_input else d_inner * scale, before)
     d_down = grouped_weights(
-        grad, inner, groups, top_k=top_k, gather_a=True, weights=weights, scale="" if scale_input else "a"
+        grad, inner, groups, top_k=top_k, gather_a=True, weights=weights, scale="" if experts.scale_input else "a"
     )
     d_gate_up = grouped_weights(
-        d_before, x, groups, top_k=top_k, gather_b=True, weights=weights, scale="b" if scale_input else ""
+        d_before, x, groups, top_k=top_k, gather_b=True, weights=weights, scale="b" if experts.scale_input else ""
     )
     d_fed = grouped_rows(d_before, gate_up.transpose(1, 2), groups, top_k=top_k, gather=False, scatter=True)
     d_fed = d_fed.view(tokens, top_k, -1)
-    expert = experts.flatten()[order]
+    expert = chosen.flatten()[order]
     g_rows = grad.index_select(0, order // top_k)
-    if scale_input:
+    if experts.scale_input:
         d_weights = (d_fed.float() * x.float().unsqueeze(1)).sum(-1)
         d_fed = d_fed * weights.unsqueeze(-1)
     else:
@@ -95,12 +88,12 @@ def _sum_by_expert(rows: Tensor, expert: Tensor, bias: Tensor | None) -> Tensor:
 
 @torch.library.custom_op("archcompass::moe_triton", mutates_args=())
 def _moe(
-    x: Tensor, weights: Tensor, experts: Tensor, gate_up: Tensor, down: Tensor, gate_up_bias: Tensor | None,
+    x: Tensor, weights: Tensor, chosen: Tensor, gate_up: Tensor, down: Tensor, gate_up_bias: Tensor | None,
     down_bias: Tensor | None, activation: str, gated: bool, alpha: float, limit: float | None, up_offset: float,
     scale_input: bool,
 ) -> Tensor:  # fmt: skip
-    act = Activation(activation, gated, alpha, limit, up_offset)
-    return forward(x, weights, experts, gate_up, down, gate_up_bias, down_bias, act, scale_input)
+    given = (gate_up, down, gate_up_bias, down_bias, activation, gated, alpha, limit, up_offset, scale_input)
+    return forward(x, weights, chosen, experts_of(*given))
 
 
 @_moe.register_fake
@@ -110,16 +103,16 @@ def _(x: Tensor, *_rest: Any) -> Tensor:
 
 @torch.library.custom_op("archcompass::moe_triton_backward", mutates_args=())
 def _moe_backward(
-    grad: Tensor, x: Tensor, weights: Tensor, experts: Tensor, gate_up: Tensor, down: Tensor,
+    grad: Tensor, x: Tensor, weights: Tensor, chosen: Tensor, gate_up: Tensor, down: Tensor,
     gate_up_bias: Tensor | None, down_bias: Tensor | None, activation: str, gated: bool, alpha: float,
     limit: float | None, up_offset: float, scale_input: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    act = Activation(activation, gated, alpha, limit, up_offset)
-    return backward(grad, x, weights, experts, gate_up, down, gate_up_bias, down_bias, act, scale_input)
+    given = (gate_up, down, gate_up_bias, down_bias, activation, gated, alpha, limit, up_offset, scale_input)
+    return backward(grad, x, weights, chosen, experts_of(*given))
 
 
 @_moe_backward.register_fake
-def _(grad: Tensor, x: Tensor, weights: Tensor, experts: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+def _(grad: Tensor, x: Tensor, weights: Tensor, chosen: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     given = (x, weights, *rest[:4])
     return tuple(x.new_empty(0) if t is None else torch.empty_like(t) for t in given)
 
@@ -138,25 +131,16 @@ def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 _moe.register_autograd(_gradient, setup_context=_setup)
 
 
-def _forward_flops(x: Any, experts: Any, down: Any, gated: bool) -> int:
-    return moe_cost(
-        tokens=x[0], hidden=x[1], intermediate=down[2], experts=down[0], top_k=experts[1], gated=gated, element_bytes=1
-    ).flops
-
-
 @register_flop_formula(torch.ops.archcompass.moe_triton)
-def _flops(
-    x: Any, weights: Any, experts: Any, gate_up: Any, down: Any, gate_up_bias: Any, down_bias: Any,
-    activation: str, gated: bool, *_: Any, **__: Any,
-) -> int:  # fmt: skip
-    return _forward_flops(x, experts, down, gated)
+def _flops(x: Any, weights: Any, chosen: Any, gate_up: Any, down: Any, *settings: Any, **_: Any) -> int:
+    return flops_of(x, chosen, down, gated=settings[3])
 
 
 @register_flop_formula(torch.ops.archcompass.moe_triton_backward)
 def _backward_flops(
-    grad: Any, x: Any, weights: Any, experts: Any, gate_up: Any, down: Any, gate_up_bias: Any, down_bias: Any,
-    activation: str, gated: bool, *_: Any, **__: Any,
-) -> int:  # fmt: skip
+    grad: Any, x: Any, weights: Any, chosen: Any, gate_up: Any, down: Any, *settings: Any, **_: Any
+) -> int:
     """Two products for each of the forward pass, and its first one again: with a gate 2 (3) + 2 of 3, else 2 (2) + 1."""
-    forward_flops = _forward_flops(x, experts, down, gated)
+    gated = settings[3]
+    forward_flops = flops_of(x, chosen, down, gated)
     return 2 * forward_flops + (forward_flops * 2 // 3 if gated else forward_flops // 2)

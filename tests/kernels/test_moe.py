@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from archcompass.errors import InputError
 from archcompass.kernels.moe import expected_distinct_experts, explain, load_balance_loss, moe_cost, moe_mlp, route
-from archcompass.kernels.moe.activations import Activation
+from archcompass.kernels.moe.activations import Activation, Experts
 from archcompass.kernels.moe.grouped import by_expert, grouped_mm_obstacle, moe_grouped, moe_grouped_mm
 
 GPT_OSS = {"activation": "swish", "alpha": 1.702, "limit": 0.5, "up_offset": 1.0}
@@ -106,7 +106,7 @@ def test_the_path_through_grouped_mm_agrees_with_the_loop(scale_input: bool) -> 
     results = []
     for path in (moe_grouped_mm, moe_grouped):
         leaves = [x.clone().requires_grad_() for x in inputs]
-        y = path(leaves[0], weights, chosen, *leaves[1:], act, scale_input)
+        y = path(leaves[0], weights, chosen, Experts(*leaves[1:], act, scale_input))
         results.append([y, *torch.autograd.grad(y.float().sin().sum(), leaves)])
     for mine, theirs in zip(*results, strict=True):
         assert (mine.float() - theirs.float()).norm() <= 0.02 * theirs.float().norm()

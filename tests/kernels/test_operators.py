@@ -11,7 +11,7 @@ from archcompass.kernels.attention import attention_cost, latent_attention_cost,
 from archcompass.kernels.attention.pieces import Visibility
 from archcompass.kernels.cross_entropy import linear_cross_entropy_cost
 from archcompass.kernels.moe import moe_cost
-from archcompass.kernels.moe.activations import Activation
+from archcompass.kernels.moe.activations import Activation, Experts
 
 pytest.importorskip("triton")
 
@@ -80,7 +80,7 @@ def test_experts_count_their_chosen_rows(gated: bool) -> None:
     chosen = torch.empty(9, 3, dtype=torch.int64, device="meta")
     activation = Activation("silu", gated)
     y, forward, backward = flops_of(
-        lambda: moe_triton(x, weights, chosen, gate_up, down, None, None, activation, False),
+        lambda: moe_triton(x, weights, chosen, Experts(gate_up, down, None, None, activation, False)),
         [x, weights, gate_up, down],
     )
     assert y.shape == (9, 16)

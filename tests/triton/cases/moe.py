@@ -4,7 +4,7 @@ import torch
 from support.cases import Agreement, Compilation, FirstCall
 
 from archcompass.kernels.moe import moe_mlp, triton_moe
-from archcompass.kernels.moe.activations import Activation
+from archcompass.kernels.moe.activations import Activation, Experts
 
 WANTED = ("x", "weights", "gate_up", "down")
 
@@ -64,13 +64,17 @@ def _tensors(meta, tokens, experts, top_k, hidden, inner, dtype=torch.bfloat16):
 
 
 def _forward(*shape, **kind):
-    return lambda meta: triton_moe.forward(*_tensors(meta, *shape, **kind), None, None, SILU, False)
+    def launch(meta):
+        x, weights, chosen, *matrices = _tensors(meta, *shape, **kind)
+        triton_moe.forward(x, weights, chosen, Experts(*matrices, None, None, SILU, False))
+
+    return launch
 
 
 def _backward(*shape, **kind):
     def launch(meta):
-        x, *rest = _tensors(meta, *shape, **kind)
-        triton_moe.backward(x, x, *rest, None, None, SILU, False)
+        x, weights, chosen, *matrices = _tensors(meta, *shape, **kind)
+        triton_moe.backward(x, x, weights, chosen, Experts(*matrices, None, None, SILU, False))
 
     return launch
 
