@@ -8,7 +8,7 @@ export PYTHONSAFEPATH := 1
 # pip compiles what it installs, but not what it only links to.
 COMPILE = $(BIN)/python -m compileall -q src advisor blocks kernels profiles
 
-.PHONY: advise test lint types format wheel kernels-aot gpu clean
+.PHONY: advise test lint types format wheel kernels-aot gpu accuracy clean
 
 advise: $(VENV)/.installed
 	$(BIN)/archcompass advise $(EXAMPLE) -o out/
@@ -34,6 +34,11 @@ kernels-aot: $(VENV)/.installed-test
 # Every kernel on this machine's GPU: right first, then timed beside its peers; under nine minutes.
 gpu: $(VENV)/.installed
 	$(BIN)/python -P benchmarks/gpu.py --out benchmarks/results/gpu.json
+
+# This processor's tables for one thread and for two, and how well predictions meet measurements; fifteen idle minutes.
+accuracy: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -P benchmarks/accuracy.py --ship
+	OMP_NUM_THREADS=2 $(BIN)/python -P benchmarks/accuracy.py --ship --table-only
 
 wheel: $(VENV)/.installed-test
 	$(BIN)/python -m build

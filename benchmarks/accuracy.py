@@ -1,13 +1,14 @@
 """How well predictions meet measurements on this machine: calibrate, predict, measure, row by row.
 
-    OMP_NUM_THREADS=1 python benchmarks/accuracy.py [--visits 3] [--models A,B] [--keep-table FILE] [--table FILE]
-                                                    [--again FILE]
+    OMP_NUM_THREADS=1 python benchmarks/accuracy.py [--visits 3] [--models A,B] [--table FILE] [--again FILE] [--ship]
+    OMP_NUM_THREADS=2 python benchmarks/accuracy.py --ship --table-only
 
 Sixteen models of all families, from 20M to 1B parameters: prefill at three lengths, decode at three depths, a training step.
 A shared machine changes its pace within minutes. So everything is visited three times in turn, calibration and models alike;
 a visit's time is the median of its runs, and the fastest visit counts, on both sides. With one thread the clock is the
 process's own CPU time. Prints a row for each and the errors over all, and writes benchmarks/results/accuracy-<machine>.json
-with versions, every visit's time and the load of the machine. About twelve minutes.
+with versions, every visit's time and the load of the machine. About eleven minutes; --ship also keeps the table, with the range
+that the rows give it, among those that come with the package.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import json
 import os
 import platform
 import sys
+from dataclasses import replace
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -40,6 +42,8 @@ Question = tuple[str, int, int]
 """Phase, tokens of the prompt, tokens generated."""
 
 RESULTS = Path(__file__).resolve().parent / "results"
+TABLES = RESULTS.parent.parent / "profiles/data/efficiency"
+DTYPES = ("bf16", "fp32")
 
 LENGTHS = (128, 512, 1024)
 TRAINED_TOKENS = 256
@@ -168,10 +172,10 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 def calibrated(dtypes: tuple[str, ...]) -> Efficiency:
     """A table measured now."""
 
-    def told(share: float, text: str) -> None:
+    def watched(share: float, text: str) -> None:
         print(f"\r{share:4.0%} {text:40s}", end="", file=sys.stderr)
 
-    return calibrate("cpu", progress=told, budget_seconds=900, keep=False, dtypes=dtypes)[0]
+    return calibrate("cpu", progress=watched, budget_seconds=900, keep=False, dtypes=dtypes)[0]
 
 
 def visited(
@@ -182,7 +186,7 @@ def visited(
     found: dict[str, dict[Question, list[float]]] = {}
     for number in range(visits):
         if given is None:
-            tables.append(calibrated(("bf16",) if number or quick else ("bf16", "fp32")))
+            tables.append(calibrated(DTYPES[: 1 if number or quick else 2]))
         for spec in chosen:
             print(f"\rvisit {number + 1}: {spec.name:40s}", end="", file=sys.stderr)
             try:
@@ -195,41 +199,20 @@ def visited(
     return found, fastest(tables), failed
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--visits", type=int, default=3, help="how often calibration and models take turns")
-    parser.add_argument("--models", default="", help="only these, with commas")
-    parser.add_argument("--quick", action="store_true", help="two models, one length")
-    parser.add_argument("--table", type=Path, help="an efficiency table instead of calibrating now")
-    parser.add_argument(
-        "--again", type=Path, help="results of an earlier run: predict anew what was measured, with --table"
-    )
-    parser.add_argument("--keep-table", type=Path, help="where to write the table that was calibrated")
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
-    load_before, here = os.getloadavg()[0], find("cpu")
-    given = from_json(json.loads(arguments.table.read_text()), arguments.table.name) if arguments.table else None
-    chosen = [
-        spec for spec in models(arguments.quick) if not arguments.models or spec.name in arguments.models.split(",")
-    ]
-    if arguments.again:
-        found, table, failed = kept_visits(arguments.again), given or efficiency_of(here), {}
-    else:
-        found, table, failed = visited(chosen, arguments.visits, arguments.quick, here, given)
-    if arguments.keep_table:
-        arguments.keep_table.write_text(json.dumps(to_json(table)) + "\n", encoding="utf-8")
-    rows = [row for spec in chosen if spec.name in found for row in rows_of(spec, found[spec.name], table, here)]
-    told(rows, failed)
-    kept = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "machine": here.name,
-        "threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version(),
-        "clock": "process CPU time" if torch.get_num_threads() == 1 else "wall",
-        "load_before": round(load_before, 2), "load_after": round(os.getloadavg()[0], 2),
-        "summary": summary(rows), "failed": failed, "rows": rows,
-    }  # fmt: skip
-    target = arguments.out or RESULTS / f"accuracy-{file_name(here)}.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+def spread(rows: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
+    """Eight of ten measured times lie between these factors on the predicted one."""
+    found = {}
+    for phase in ("prefill", "decode"):
+        tenths = quantiles([1 / row["ratio"] for row in rows if row["phase"] == phase], n=10)
+        found[phase] = (round(min(tenths[0], 1.0), 2), round(max(tenths[-1], 1.0), 2))
+    return found
+
+
+def kept(table: Efficiency, here: Hardware) -> None:
+    """Writes `table` where the package finds it."""
+    target = TABLES / f"{file_name(here)}.json"
+    target.write_text(json.dumps(to_json(table)) + "\n", encoding="utf-8")
+    print(f"kept {target.name}")
 
 
 def told(rows: list[dict[str, Any]], failed: dict[str, str]) -> None:
@@ -242,6 +225,51 @@ def told(rows: list[dict[str, Any]], failed: dict[str, str]) -> None:
         print(f"{phase:9s} {found['rows']:4.0f} rows  median {found['median_error']:.1%}  p90 {found['p90_error']:.1%}")
     for name, why in failed.items():
         print(f"{name} failed: {why}")
+
+
+def main() -> None:
+    arguments, here, load_before = asked(), find("cpu"), os.getloadavg()[0]
+    if arguments.table_only:
+        kept(calibrated(DTYPES), here)
+        return
+    given = from_json(json.loads(arguments.table.read_text()), arguments.table.name) if arguments.table else None
+    known = models(arguments.quick)
+    chosen = [spec for spec in known if not arguments.models or spec.name in arguments.models.split(",")]
+    if arguments.again:
+        found, table, failed = kept_visits(arguments.again), given or efficiency_of(here), {}
+    else:
+        found, table, failed = visited(chosen, arguments.visits, arguments.quick, here, given)
+    rows = [row for spec in chosen if spec.name in found for row in rows_of(spec, found[spec.name], table, here)]
+    told(rows, failed)
+    if arguments.ship:
+        kept(replace(table, spread=spread(rows)), here)
+    written(rows, failed, load_before, arguments.out or RESULTS / f"accuracy-{file_name(here)}.json")
+
+
+def asked() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--visits", type=int, default=3, help="how often calibration and models take turns")
+    parser.add_argument("--models", default="", help="only these, with commas")
+    parser.add_argument("--quick", action="store_true", help="two models, one length")
+    parser.add_argument("--table", type=Path, help="an efficiency table instead of calibrating now")
+    parser.add_argument("--again", type=Path, help="an earlier run's results: predict anew what it measured")
+    parser.add_argument("--ship", action="store_true", help="keep the table in profiles/data/efficiency")
+    parser.add_argument("--table-only", action="store_true", help="measure no model")
+    parser.add_argument("--out", type=Path)
+    return parser.parse_args()
+
+
+def written(rows: list[dict[str, Any]], failed: dict[str, str], load_before: float, target: Path) -> None:
+    """Writes the rows with what they were measured on."""
+    result = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "machine": find("cpu").name,
+        "threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version(),
+        "clock": "process CPU time" if torch.get_num_threads() == 1 else "wall",
+        "load_before": round(load_before, 2), "load_after": round(os.getloadavg()[0], 2),
+        "summary": summary(rows), "failed": failed, "rows": rows,
+    }  # fmt: skip
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
