@@ -8,7 +8,7 @@ A shared machine changes its pace within minutes. So everything is visited three
 a visit's time is the median of its runs, and the fastest visit counts, on both sides. With one thread the clock is the
 process's own CPU time. Prints a row for each and the errors over all, and writes benchmarks/results/accuracy-<machine>.json
 with versions, every visit's time and the load of the machine. About eleven minutes; --ship also keeps the table, with the range
-that the rows give it, among those that come with the package.
+that the rows give it, among those that come with the package, and writes the errors into docs/accuracy.md.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ Question = tuple[str, int, int]
 
 RESULTS = Path(__file__).resolve().parent / "results"
 TABLES = RESULTS.parent.parent / "profiles/data/efficiency"
+DOCUMENT = RESULTS.parent.parent / "docs/accuracy.md"
 DTYPES = ("bf16", "fp32")
 
 LENGTHS = (128, 512, 1024)
@@ -215,6 +216,22 @@ def kept(table: Efficiency, here: Hardware) -> None:
     print(f"kept {target.name}")
 
 
+def documented(rows: list[dict[str, Any]]) -> None:
+    """Rewrites the table of errors in docs/accuracy.md, between its two marks."""
+    begin, end = "<!-- accuracy.py writes this table -->\n", "<!-- until here -->"
+    names = {"prefill": "prefill, up to 1,024 tokens", "decode": "decode", "training": "training step"}
+    lines = ["| phase | rows | median | 90th percentile |", "|---|---|---|---|"]
+    lines += [
+        f"| {names[phase]} | {found['rows']} | {found['median_error']:.1%} | {found['p90_error']:.1%} |"
+        for phase, found in summary(rows).items()
+        if phase in names
+    ]
+    before, rest = DOCUMENT.read_text(encoding="utf-8").split(begin)
+    after = rest.split(end)[1]
+    table = "\n".join(lines).replace("%", " %")
+    DOCUMENT.write_text(f"{before}{begin}{table}\n{end}{after}", encoding="utf-8")
+
+
 def told(rows: list[dict[str, Any]], failed: dict[str, str]) -> None:
     """Prints the rows and the errors over all."""
     print(f"\n{'model':24s} {'phase':9s} {'tokens':>6s} {'measured ms':>12s} {'predicted ms':>12s} {'ratio':>6s}")
@@ -243,6 +260,7 @@ def main() -> None:
     told(rows, failed)
     if arguments.ship:
         kept(replace(table, spread=spread(rows)), here)
+        documented(rows)
     written(rows, failed, load_before, arguments.out or RESULTS / f"accuracy-{file_name(here)}.json")
 
 
