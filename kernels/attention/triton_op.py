@@ -67,9 +67,9 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 
 
 def _gradient(ctx: Any, grad: Tensor, _grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
-    *tensors, d_sinks = _attention_backward(grad, *ctx.saved_tensors, *ctx.settings)
-    has_sinks = ctx.saved_tensors[5] is not None
-    return (*tensors, d_sinks if has_sinks else None, *[None] * (2 + len(ctx.settings)))
+    saved = ctx.saved_tensors  # once: checkpointing hands them out a single time
+    *tensors, d_sinks = _attention_backward(grad, *saved, *ctx.settings)
+    return (*tensors, None if saved[5] is None else d_sinks, *[None] * (2 + len(ctx.settings)))
 
 
 _attention.register_autograd(_gradient, setup_context=_setup)

@@ -123,8 +123,9 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    dx, dw, *parameters = _moe_backward(grad, *ctx.saved_tensors, *ctx.settings)
-    given = (p if saved is not None else None for p, saved in zip(parameters, ctx.saved_tensors[3:], strict=True))
+    saved = ctx.saved_tensors  # once: checkpointing hands them out a single time
+    dx, dw, *parameters = _moe_backward(grad, *saved, *ctx.settings)
+    given = (None if kept is None else p for p, kept in zip(parameters, saved[3:], strict=True))
     return dx, dw, None, *given, *[None] * len(ctx.settings)
 
 
