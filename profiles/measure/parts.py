@@ -94,7 +94,8 @@ class Parts:
             past = torch.randn(step.batch, step.past_tokens, width, device=self.device).to(dtype)
             states = [layer(past, None, Context(embeddings=past))[1] for layer in layers]
         context = Context(past=step.past_tokens, embeddings=x)
-        other = build.sublayer(alone(_unlike(block), width), "block", self.device, dtype) if single else None
+        cold = single and self.device.type == "cpu"
+        other = build.sublayer(alone(_unlike(block), width), "block", self.device, dtype) if cold else None
 
         def all_layers() -> None:
             for index, layer in enumerate(layers):
