@@ -59,7 +59,7 @@ class Candidate(Result):
         strength: of its rule.
         vetoes: names of what speaks against it however well it fits.
         misses: time limits of the user's that it does not meet, and by what factor.
-        bound: what stopped it from being larger: memory, time, need or ladder.
+        bound: what stopped it from being larger: memory, time, need, ladder, or stopgap for what stands in for a better family.
         quality: dense-equivalent parameters, sqrt(total · active), and where the proxy comes from.
         shape: depth, width and the decisions of its style.
         marginal: what one more layer, expert or user would cost.
@@ -200,6 +200,7 @@ def why(decision: Decision, family: Family, sized: Sized, vetoes: list[Veto]) ->
         else "a larger one would train too long",
         "need": "a larger one would bring this task little",
         "ladder": "no larger shape was considered",
+        "stopgap": "it only stands in for a family that does not fit; with more memory that one is the answer",
     }[sized.bound]
     for name, factor in sized.misses.items():
         limit = {"ttft_ms": "first token", "step_ms": "token"}[name]

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import inf
 from typing import NamedTuple
 
 from archcompass.advisor.reading import Reading
 from archcompass.advisor.rules import RULES, Finding, findings
 from archcompass.advisor.sizing.ask import Ask
-from archcompass.advisor.sizing.search import fits_at_all, useful
+from archcompass.advisor.sizing.search import Sized, fits_at_all, least, size, useful
 from archcompass.advisor.sizing.shapes import FAMILIES, Family, Style, build_spec
 from archcompass.advisor.sizing.styles import styles
 from archcompass.advisor.units import say_bytes
@@ -109,6 +110,14 @@ class Decision:
     def family(self) -> Family | None:
         """The family that comes first; None when none fits. Asks of memory only as long as it must."""
         return next((family for family in self.wished if fits_at_all(self.styles[family], self.ask)), None)
+
+    def sized(self, family: Family) -> Sized:
+        """A family's size. One that comes first only because a better one does not fit stands in for that, and is no larger
+        than the least of it: with more memory the better one takes its place, and more memory must not make the answer smaller.
+        """
+        better = self.wished[: self.wished.index(family)] if family == self.family else ()
+        most = min((least(self.styles[each], self.ask) for each in better), default=inf)
+        return size(self.styles[family], self.ask, most)
 
     def least_spec(self, family: Family) -> ModelSpec:
         """The smallest useful model of a family: what its traits are read from."""

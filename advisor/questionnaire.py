@@ -8,7 +8,7 @@ asked, and the interview ends as soon as no open answer can change the family.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from archcompass.advisor.workload import Workload
@@ -38,6 +38,7 @@ class Question:
         more: what `?` explains.
         options: the answers offered, the default first.
         free: the key whose value may be typed instead, or None.
+        leans: whether the default is what the answers so far make usual, rather than the first option.
         asked: whether it still matters, given the answers so far.
     """
 
@@ -47,7 +48,15 @@ class Question:
     more: str
     options: tuple[Option, ...]
     free: str | None = None
+    leans: bool = False
     asked: Callable[[Answers], bool] = lambda _: True
+
+    def after(self, answers: Answers) -> Question:
+        """The question with its usual answer, as the earlier ones have it, in the first place."""
+        if not self.leans:
+            return self
+        usual = getattr(Workload(**answers), self.key)
+        return replace(self, options=tuple(sorted(self.options, key=lambda option: option.sets[self.key] != usual)))
 
     @property
     def default(self) -> Option:
@@ -131,6 +140,7 @@ QUESTIONS: tuple[Question, ...] = (
             high="often, and it should cite them",
             exact="exactly, every time",
         ),
+        leans=True,
     ),
     Question(
         key="breadth",
@@ -233,7 +243,9 @@ class Interview:
         """Questions that still matter, in order."""
         done = {question.key for question, _ in self._given} | set(self.start)
         answers = self.answers
-        return [question for question in QUESTIONS if question.key not in done and question.asked(answers)]
+        return [
+            question.after(answers) for question in QUESTIONS if question.key not in done and question.asked(answers)
+        ]
 
     @property
     def number(self) -> int:

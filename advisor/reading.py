@@ -6,7 +6,7 @@ context, concurrency or breadth only grows, so a longer context can never speak 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import exp, log2
 
@@ -94,6 +94,11 @@ class Reading:
         """
         card = find(workload.gpu)
         return cls(workload, with_memory(card, workload.vram) if workload.vram else card, card)
+
+    @cached_property
+    def as_sold(self) -> Reading:
+        """The same workload on the cards as sold, whatever memory was given."""
+        return self if self.hardware is self.card else replace(self, hardware=self.card)
 
     @property
     def context(self) -> int:

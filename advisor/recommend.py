@@ -14,7 +14,7 @@ from archcompass.advisor.published import Existing, existing
 from archcompass.advisor.result import Result
 from archcompass.advisor.rules import Finding
 from archcompass.advisor.sensitivity import Flip, flips
-from archcompass.advisor.sizing.search import Sized, size
+from archcompass.advisor.sizing.search import Sized
 from archcompass.advisor.sizing.shapes import FAMILIES, Family
 from archcompass.advisor.units import say_bytes, say_count, say_tokens
 from archcompass.advisor.workload import Workload
@@ -38,7 +38,8 @@ class Recommendation(Result):
         notes, contradictions: sentences for the reader.
         hardware: the machine in a few figures.
         doubts: what lowered the confidence.
-        front: models no other of which is better, smaller and faster at once; only with high effort.
+        front: models of families no veto speaks against, no other of which is better, smaller and faster at once; only with
+            high effort.
         refusal: one line when nothing fits, else None; `needs_bytes` and `nearest` say what would.
     """
 
@@ -81,7 +82,7 @@ def recommend(
         InputError: the card is not known, or cannot be.
     """
     decision = Decision.of(workload)
-    sizes = {family: size(decision.styles[family], decision.ask) for family in FAMILIES}
+    sizes = {family: decision.sized(family) for family in FAMILIES}
     family = decision.family
     said = contradictions(decision.ask, family, sizes, decision.vetoes)
     sure, doubts = confidence(decision, said)
@@ -111,7 +112,7 @@ def recommend(
 def _front(decision: Decision, sizes: dict[Family, Sized]) -> list[Point]:
     from archcompass.advisor.pareto import front
 
-    return front(decision.ask, sizes)
+    return front(decision.ask, {family: sized for family, sized in sizes.items() if not decision.distrust[family]})
 
 
 def machine(decision: Decision) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from archcompass.advisor.cli.app import app
-from archcompass.advisor.cli.flags import AsJson, with_workload_flags
+from archcompass.advisor.cli.flags import AsJson, BytesPerToken, SampleFile, Tokenizer, read_sample, with_workload_flags
 from archcompass.advisor.cli.output import console
 
 
@@ -24,11 +24,15 @@ def ask(
     only_recommend: Annotated[
         bool, typer.Option("--only-recommend", help="Stop after the recommendation; build and profile nothing.")
     ] = False,
+    sample: SampleFile = None,
+    bytes_per_token: BytesPerToken = 4.0,
+    tokenizer: Tokenizer = None,
     as_json: AsJson = False,
 ) -> None:
     """At most ten questions, then the answer.
 
-    Every question has a default (Enter), a reason, and a way back (b). Flags answer questions beforehand.
+    Every question has a default (Enter), a reason, and a way back (b). Flags answer questions beforehand, and so does a sample
+    of your documents.
 
     Example: archcompass ask --gpu "RTX 4090" -o out/
     """
@@ -36,7 +40,10 @@ def ask(
     from archcompass.advisor.cli.recommend import recommend_on
     from archcompass.advisor.questionnaire import Interview
 
-    interview = Interview(start=dict(flags))
+    measured = read_sample(sample, bytes_per_token, tokenizer)
+    if measured is not None:
+        console(error=True).print(f" {measured.said}", markup=False)
+    interview = Interview(start=(measured.keys if measured else {}) | flags)
     if sys.stdin.isatty() and sys.stderr.isatty():
         from archcompass.advisor.cli.screen import play
     else:
@@ -46,7 +53,7 @@ def ask(
     if not as_json:
         _summary(workload.to_yaml())
     if only_recommend:
-        return recommend_on(workload, as_json=as_json, out=out)
+        return recommend_on(workload, as_json=as_json, out=out, sample=measured)
     return advise_on(workload, out=out, as_json=as_json)
 
 

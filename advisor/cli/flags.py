@@ -6,11 +6,14 @@ import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from archcompass.advisor.workload import Workload
+
+if TYPE_CHECKING:
+    from archcompass.advisor.sample import Sample
 
 Model = Annotated[
     str,
@@ -21,6 +24,26 @@ Model = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 AsMarkdown = Annotated[bool, typer.Option("--markdown", help="The table as Markdown, to paste into an issue.")]
+Effort = Annotated[
+    Literal["normal", "high"],
+    typer.Option("--effort", help="high: also what could be had instead, better, smaller or faster; takes seconds."),
+]
+SampleFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--sample",
+        metavar="FILE",
+        help="Your own documents (JSON lines, text, a folder): measures context and breadth; flags override.",
+        show_default=False,
+    ),
+]
+BytesPerToken = Annotated[
+    float, typer.Option("--bytes-per-token", help="What a token of the sample takes; English about 4, code 3.3.")
+]
+Tokenizer = Annotated[
+    Path | None,
+    typer.Option("--tokenizer", metavar="FILE", help="Counts the sample with this tokenizer.json.", show_default=False),
+]
 WorkloadFile = Annotated[
     Path | None,
     typer.Argument(metavar="[WORKLOAD.yaml]", help="A workload file; flags override its keys.", show_default=False),
@@ -63,6 +86,19 @@ def _flag(name: str, field: Any) -> inspect.Parameter:
     )
     kind: Any = bool | None if is_switch else str | None
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])
+
+
+def read_sample(path: Path | None, bytes_per_token: float, tokenizer: Path | None) -> Sample | None:
+    """What a sample of documents says; None without one.
+
+    Raises:
+        FileFormatError, InputError: it cannot be read or measured.
+    """
+    if path is None:
+        return None
+    from archcompass.advisor.sample import measure
+
+    return measure(path, bytes_per_token=bytes_per_token, tokenizer=tokenizer)
 
 
 def read_workload(path: Path | None, flags: dict[str, Any]) -> Workload:

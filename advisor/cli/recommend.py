@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from archcompass.advisor.cli.app import app
-from archcompass.advisor.cli.flags import AsJson, AsMarkdown, WorkloadFile, read_workload, with_workload_flags
+from archcompass.advisor.cli.flags import (
+    AsJson,
+    AsMarkdown,
+    BytesPerToken,
+    Effort,
+    SampleFile,
+    Tokenizer,
+    WorkloadFile,
+    read_sample,
+    read_workload,
+    with_workload_flags,
+)
 from archcompass.advisor.cli.output import print_json
 from archcompass.advisor.workload import Workload
 from archcompass.errors import DoesNotFitError
+
+if TYPE_CHECKING:
+    from archcompass.advisor.sample import Sample
 
 
 @app.command()
@@ -20,6 +34,10 @@ def recommend(
     flags: dict[str, Any],
     workload_file: WorkloadFile = None,
     explain: Annotated[bool, typer.Option("--explain", help="The arithmetic behind every rule, with sources.")] = False,
+    effort: Effort = "normal",
+    sample: SampleFile = None,
+    bytes_per_token: BytesPerToken = 4.0,
+    tokenizer: Tokenizer = None,
     as_json: AsJson = False,
     markdown: AsMarkdown = False,
 ) -> None:
@@ -30,26 +48,39 @@ def recommend(
         archcompass recommend examples/chat-bot.yaml
 
         archcompass recommend --context 128k --breadth broad --recall exact --gpu "RTX 4090"
+
+        archcompass recommend --sample documents.jsonl --gpu "2x L40S" --effort high
     """
-    recommend_on(read_workload(workload_file, flags), as_json=as_json, markdown=markdown, explain=explain)
+    measured = read_sample(sample, bytes_per_token, tokenizer)
+    workload = read_workload(workload_file, (measured.keys if measured else {}) | flags)
+    recommend_on(workload, as_json=as_json, markdown=markdown, explain=explain, effort=effort, sample=measured)
 
 
 def recommend_on(
-    workload: Workload, *, as_json: bool = False, markdown: bool = False, explain: bool = False, out: Path | None = None
+    workload: Workload,
+    *,
+    as_json: bool = False,
+    markdown: bool = False,
+    explain: bool = False,
+    out: Path | None = None,
+    effort: Literal["normal", "high"] = "normal",
+    sample: Sample | None = None,
 ) -> None:
-    """Answers `workload` on stdout, and keeps it in `out` when that is given.
+    """Answers `workload` on stdout, and keeps it in `out` when that is given; says what was measured of `sample`.
 
     Raises:
         DoesNotFitError: nothing fits; says what would.
     """
     from archcompass.advisor.recommend import recommend as run
 
-    answer = run(workload)
+    answer = run(workload, effort=effort)
     if out is not None:
         from archcompass.advisor.advise import write_all
 
         write_all(out, {"workload.yaml": workload.to_yaml()})
     data = answer.model_dump(mode="json")
+    if sample is not None:
+        data |= {"sample": sample.model_dump(mode="json"), "notes": [sample.said, *data["notes"]]}
     if as_json:
         print_json(data)
     elif answer.refusal is None:

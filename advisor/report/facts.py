@@ -14,6 +14,8 @@ def sentence(data: Data) -> str:
     pick, machine = data["candidates"][0], data["hardware"]
     family = pick["family"].upper() + (" with experts" if pick["family"] == "hybrid" and pick["experts"] else "")
     left = units.gb(pick["memory"]["left_bytes"]) + (" to spare on each" if machine["count"] > 1 else " to spare")
+    system = pick["memory"].get("system_bytes")
+    left += f", {units.gb(system)} of experts in system memory" if system else ""
     what = "trains on" if data["workload"]["mode"] != "inference" else "fits"
     return f"{family} · {size(pick)} · {pick['precision']} · {what} your {machine['name']} with {left}"
 
@@ -51,6 +53,36 @@ def rows(data: Data, profile: Data | None, bar: int) -> list[list[str]]:
         ]
         for candidate in data["candidates"]
     ]
+
+
+FRONT = ("family", "model", "weights", "dense-equivalent", "memory", "per user", "experts and windows")
+"""Headings of what could be had instead."""
+
+FRONT_ROWS = 10
+"""Rows of it on a screen; --json has all."""
+
+FRONT_NOTE = "dense-equivalent is sqrt(total · active), good to a factor of 1.6, and knows nothing of recall or length"
+
+
+def front(data: Data) -> list[list[str]]:
+    """A row per model of the front; dense-equivalent is sqrt(total · active)."""
+    return [
+        [
+            point["family"],
+            point["name"],
+            point["precision"],
+            units.count(point["quality"]),
+            units.gb(point["memory_bytes"]),
+            units.rate(point["per_user"], "t/s"),
+            _style(point),
+        ]
+        for point in data["front"][:FRONT_ROWS]
+    ]
+
+
+def _style(point: Data) -> str:
+    told = [f"{point['experts_per_token']} of {point['experts']} experts"] if point["experts"] else []
+    return ", ".join([*told, *([f"windows of {units.tokens(point['window'])}"] if point["window"] else [])]) or "-"
 
 
 def memory_cell(used: float, capacity: float, bar: int) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from archcompass.advisor.cli.output import print_lines
 from archcompass.advisor.report import facts
-from archcompass.advisor.report.layout import Cell, Column, row, styled, width, wrap, write
+from archcompass.advisor.report.layout import Cell, Column, row, styled, table, width, wrap, write
 from archcompass.advisor.report.tables import markdown_lines
 
 Data = dict[str, Any]
@@ -37,6 +37,8 @@ def show(
     write(_because(data, room))
     write(_families(data, profile, room))
     write(_labelled(facts.lines(data, profile, folder), room))
+    if data.get("front"):
+        write(_front(data))
     if explain:
         write(_arithmetic(data, room))
 
@@ -109,6 +111,13 @@ def _labelled(lines: list[tuple[str, str]], room: int) -> list[str]:
     ]
 
 
+def _front(data: Data) -> list[str]:
+    """What could be had instead, best quality first."""
+    title = styled(Cell(" Could be had instead: no other of these is better, smaller and faster at once", bold=True))
+    note = styled(Cell(f" {facts.FRONT_NOTE}", dim=True))
+    return ["", title, *table(facts.FRONT, facts.front(data), right=(3, 4, 5)), note]
+
+
 def _arithmetic(data: Data, room: int) -> list[str]:
     """Every rule's formula, what went in, what came out, and what it stands on; then the derived quantities."""
     lines: list[str] = []
@@ -145,4 +154,5 @@ def _markdown(data: Data, profile: Data | None, folder: str | None) -> list[str]
         *markdown_lines(facts.headings(data, measured=profile is not None), facts.rows(data, profile, bar=0)),
         "",
         *(f"- **{label}**: {text}" for label, text in facts.lines(data, profile, folder) if label),
+        *(["", *markdown_lines(facts.FRONT, facts.front(data))] if data.get("front") else []),
     ]

@@ -72,6 +72,14 @@ EVIDENCE = (
 )
 
 
+QUESTIONS = {
+    "narrow": "questions on one subject",
+    "moderate": "questions on a few subjects",
+    "broad": "questions on many subjects",
+    "encyclopedic": "questions on everything",
+}
+
+
 def mode_factor(reading: Reading) -> float:
     """What training leaves of the advantage: adapters and routers fit badly, and MFU halves."""
     if reading.workload.mode == "finetuning":
@@ -112,7 +120,8 @@ def explain(reading: Reading) -> Finding:
         terms=(
             Term(
                 name="room",
-                input=f"{say_bytes(machine.total_memory_bytes)} on {machine.label}",
+                input=f"{say_bytes(reading.memory_for_experts)} on {machine.label}"
+                + (", system memory included" if reading.experts_may_wait else ""),
                 function="half at 12 GB",
                 value=reading.room,
                 source="every expert must be resident",
@@ -146,22 +155,24 @@ def explain(reading: Reading) -> Finding:
 
 def _reason(reading: Reading) -> str:
     work, memory = reading.workload, say_bytes(reading.hardware.total_memory_bytes)
+    asked = QUESTIONS[work.breadth]
     if reading.signal > 0.5:
         return f"{work.modality} hold no encyclopaedia; experts would only take memory"
     if reading.room < 0.5 and reading.closed_book > 0.4:
-        return (
-            f"{work.breadth} questions gain from many experts, but {memory} hold too few of them; retrieval is cheaper"
-        )
+        return f"{asked} gain from many experts, but {memory} hold too few of them; retrieval is cheaper"
+    if reading.experts_may_wait and reading.closed_book > 0.4:
+        held = say_bytes(work.ram or 0)
+        return f"{asked} gain from many experts, and for so few users those may lie in {held} of system memory"
     if reading.poor > 0.5 and reading.closed_book < 0.5:
         return (
             f"much memory ({memory}) and little bandwidth: a dense model that fills it is "
             f"{reading.memory_over_speed:.0f} times too slow, experts are not"
         )
     if reading.closed_book > 0.4:
-        return f"{work.breadth} questions gain from many experts: facts follow all parameters, speed the active ones"
+        return f"{asked} gain from many experts: facts follow all parameters, speed the active ones"
     if work.knowledge == "documents":
-        return f"documents supply the facts, so {work.breadth} questions ask less of the weights; experts would bring speed"
-    return f"{work.breadth} questions gain little from experts: a dense model knows enough and reasons better for its memory"
+        return f"documents supply the facts, so {asked} ask less of the weights; experts would bring speed"
+    return f"{asked} gain little from experts: a dense model knows enough and reasons better for its memory"
 
 
 BOTTOMLESS_KNOWLEDGE = Rule("bottomless-knowledge", "moe", strength, explain)

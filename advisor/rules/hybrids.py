@@ -71,8 +71,9 @@ EVIDENCE = (
 
 
 def demands(reading: Reading) -> float:
-    """How much is asked at once: facts, exactness, thought."""
-    return 0.5 + 0.2 * expert_core(reading) + 0.2 * reading.recall + 0.1 * reading.reasoning
+    """How much is asked at once: facts, exactness, thought. Of the cards as sold, so that memory turns nothing but experts' own
+    rule: a hybrid needs little of it."""
+    return 0.5 + 0.2 * expert_core(reading.as_sold) + 0.2 * reading.recall + 0.1 * reading.reasoning
 
 
 def tools(reading: Reading) -> float:
@@ -130,6 +131,8 @@ def _reason(reading: Reading) -> str:
     outweighs = "outweigh" if isinstance(work.context, int) else "outweighs"
     if reading.tall < 0.5:
         return f"{load} are within reach of plain attention; two kinds of layers would buy little"
+    if work.unbounded and reading.recall < 0.8:
+        return f"{load} {outweighs} the weights: a constant state carries the past, windows of attention look up what is recent"
     if work.recall in ("high", "exact"):
         return f"{load} {outweighs} the weights, and answers must be exact: a few attention layers look up, the rest stay flat"
     return f"{load} {outweighs} the weights: a few attention layers keep the recall, the rest keep the memory flat"

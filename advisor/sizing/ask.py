@@ -28,9 +28,9 @@ TRAINING_SEGMENT = 2**12
 
 FOUR = "int4"
 
-LEAST_PARAMETERS = {"transformer": 3.5e8, "ssm": 1.3e8, "hybrid": 9e7, "moe": 3e9}
-"""Smallest language model that is of use: about the smallest of each family that people run (SmolLM2 360M, Mamba 130M,
-Falcon-H1 Tiny 90M, Granite 3B-A800M)."""
+LEAST_PARAMETERS = {"transformer": 3.5e8, "ssm": 1.3e8, "hybrid": 1.5e8, "hybrid with experts": 3e9, "moe": 3.2e9}
+"""Smallest language model that is of use: about the smallest of each family that people run (SmolLM2 360M, Mamba 130M, Granite
+3B-A800M; a hybrid of 90M exists, but it should be no smaller than what it would replace)."""
 
 LEAST_SIGNAL_PARAMETERS = 1e4
 """Smallest model of a signal that is of use."""
@@ -70,11 +70,13 @@ class Ask:
     Attributes:
         parallel: how several cards share the model.
         growth: how many times the sequences asked for are meant.
+        slow: whether all experts are taken to lie in system memory, if any may.
     """
 
     reading: Reading
     parallel: Parallel = "tensor"
     growth: float = 1.0
+    slow: bool = False
 
     @cached_property
     def grown(self) -> Ask:
@@ -85,6 +87,11 @@ class Ask:
     def hardware(self) -> Hardware:
         """The cards, `vram` applied."""
         return self.reading.hardware
+
+    @cached_property
+    def slowest(self) -> Ask:
+        """The same question with as little on the cards as can be: what limits must allow for, however much memory there is."""
+        return replace(self, slow=True) if self.ram_for_experts else self
 
     @property
     def kind(self) -> str:
@@ -206,13 +213,13 @@ class Ask:
 
     @cached_property
     def first_token_ms(self) -> float | None:
-        """Time the first token may take: what was asked, else what people bear, 2 s or a second per 4k tokens of prompt."""
+        """Time the first token may take: what was asked, else what people bear, 2 s or a second per 2k tokens of prompt."""
         work = self.reading.workload
         if not self.serves or work.stream:
             return None
         if work.ttft_ms is not None:
             return work.ttft_ms
-        return max(2000.0, self.prompt / 4096 * 1000.0) if work.tokens_per_second is not None else None
+        return max(2000.0, self.prompt / 2048 * 1000.0) if work.tokens_per_second is not None else None
 
     @cached_property
     def step_ms(self) -> float | None:

@@ -55,10 +55,10 @@ def placed(spec: ModelSpec, ask: Ask, precision: str, held: Callable[[Request], 
     if not ask.ram_for_experts or not routed:
         return request
     over = held(request).per_card_bytes - ask.capacity_bytes
-    if over <= 0:
+    if over <= 0 and not ask.slow:
         return request
     weights = request.weight_precision.bytes(routed)
-    needed = over * ask.hardware.count / (1.0 + FRAGMENTATION) / weights
+    needed = 1.0 if ask.slow else over * ask.hardware.count / (1.0 + FRAGMENTATION) / weights
     most = int(ROUNDED * min(1.0, ask.ram_for_experts / weights))
     share = min(ceil(ROUNDED * needed), most) / ROUNDED
     return replace(request, offload=share, ram_bytes_per_second=ask.ram_bytes_per_second)

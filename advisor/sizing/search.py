@@ -7,12 +7,12 @@ bits beats a smaller one in 8 (arXiv 2411.02355), and more memory can only raise
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import takewhile
-from math import isfinite
+from math import inf, isfinite
 
 from archcompass.advisor.sizing.adapters import adapter_memory, days_allowed, training_days
 from archcompass.advisor.sizing.ask import LEAST_PARAMETERS, LEAST_SIGNAL_PARAMETERS, Ask
@@ -73,7 +73,8 @@ class Sized:
         fits: whether the memory holds it, the margin left free.
         times: None when it does not fit.
         misses: a time limit it does not meet, and by what factor.
-        bound: what stopped it from being larger: "memory", "time", "need" or "ladder".
+        bound: what stopped it from being larger: "memory", "time", "need", "ladder", or "stopgap" where it only stands in for
+            a better family that does not fit.
         last_resort: whether its precision is one the evidence speaks against here.
     """
 
@@ -90,12 +91,34 @@ class Sized:
     last_resort: bool = False
 
 
-def size(style: Style, ask: Ask) -> Sized:
+def size(style: Style, ask: Ask, most: float = inf) -> Sized:
     """The biggest model of a style that fits and meets the times, in the layout that holds more; the smallest useful one when
-    none does."""
-    found = [_size(style, each, useful(style, each)) for each in layouts(ask)[:1]]
-    found += [_size(style, each, rungs) for each in layouts(ask)[1:] if (rungs := _worthy(style, each))]
+    none does.
+
+    Args:
+        most: parameters beyond which it must not grow, were there room, even where that is below what is of use.
+    """
+    if most < _parameters(style, useful(style, ask)[0]):
+        return _below(style, ask, most)
+    found = [_size(style, each, useful(style, each), most) for each in layouts(ask)[:1]]
+    found += [_size(style, each, rungs, most) for each in layouts(ask)[1:] if (rungs := _worthy(style, each))]
     return max(found, key=_worth)
+
+
+def least(style: Style, ask: Ask) -> int:
+    """Parameters of the smallest useful model of a style, in any way that could be taken."""
+    return min(_parameters(plain, useful(plain, ask)[0]) for plain, _ in resorts(style, ask))
+
+
+def _below(style: Style, ask: Ask, most: float) -> Sized:
+    """The largest model of a style that is no larger than `most`, in the first way that fits."""
+    for each in layouts(ask):
+        for plain, precision in resorts(style, each):
+            rungs = ladder(plain)
+            shape = rungs[max(0, bisect_right(rungs, most, key=lambda shape: _parameters(plain, shape)) - 1)]
+            if fits(plain, shape, each, precision):
+                return _finish(plain, shape, each, precision, "stopgap", last_resort=precision == each.last_resort)
+    return _smallest(style, ask)
 
 
 def _worthy(style: Style, ask: Ask) -> tuple[Shape, ...]:
@@ -109,11 +132,11 @@ def _worth(sized: Sized) -> tuple[bool, int, float]:
     return (sized.fits, sized.spec.parameters().total, -(step or 0.0))
 
 
-def _size(style: Style, ask: Ask, rungs: tuple[Shape, ...]) -> Sized:
+def _size(style: Style, ask: Ask, rungs: tuple[Shape, ...], ceiling: float) -> Sized:
     precision = ask.precisions[0]
     if not fits(style, rungs[0], ask, precision):
         return _smallest(style, ask)
-    most = ask.most_parameters
+    most = min(ask.most_parameters, ceiling)
     within_need = _last(rungs, lambda shape: _parameters(style, shape) <= most) if isfinite(most) else len(rungs) - 1
     in_memory = _last(rungs[: within_need + 1], lambda shape: fits(style, shape, ask.grown, precision))
     decent = _last(rungs[: in_memory + 1], lambda shape: _active(style, shape) <= DECENT_PARAMETERS[ask.kind])
@@ -122,6 +145,8 @@ def _size(style: Style, ask: Ask, rungs: tuple[Shape, ...]) -> Sized:
     bound = "time" if in_time < in_memory else "memory" if in_memory < within_need else "need"
     if bound == "need" and within_need == len(rungs) - 1:
         bound = "ladder"
+    if bound == "need" and ceiling < ask.most_parameters:
+        bound = "stopgap"
     best, precision = _better_precision(style, rungs[in_time : within_need + 1], ask, ease, grows=bound == "time")
     return _finish(style, best, ask, precision, bound)
 
@@ -153,8 +178,7 @@ def useful(style: Style, ask: Ask) -> tuple[Shape, ...]:
     """Rungs from the smallest model that is of use."""
     if ask.kind == "signal":
         return _useful(style, LEAST_SIGNAL_PARAMETERS)
-    sparse_hybrid = style.family == "hybrid" and style.experts
-    return _useful(style, LEAST_PARAMETERS["moe" if sparse_hybrid else style.family])
+    return _useful(style, LEAST_PARAMETERS["hybrid with experts" if style.period and style.experts else style.family])
 
 
 def fits(style: Style, shape: Shape, ask: Ask, precision: str) -> bool:
@@ -195,7 +219,7 @@ def _ledger(style: Style, shape: Shape, request: Request, hardware: Hardware) ->
     return memory(build_spec(style, shape), request, hardware)
 
 
-EASE = (1.0, 4.0, 16.0, 64.0)
+EASE = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 """Steps by which limits that nobody asked for give way when even a decent model misses them."""
 
 DECENT_PARAMETERS = {"language": 3e9, "signal": 1e5}
@@ -206,7 +230,7 @@ def easing(style: Style, decent: Shape, ask: Ask, precision: str) -> float:
     """How far limits that nobody asked for must give way for a decent model to meet them."""
     if not ask.serves:
         return 1.0
-    found = times(style, decent, ask, precision)
+    found = times(style, decent, ask.slowest, precision)
     return next((ease for ease in EASE if not misses(found, ask, ease)), EASE[-1])
 
 

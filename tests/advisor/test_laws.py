@@ -116,6 +116,26 @@ def test_more_memory_never_makes_a_family_smaller_or_unfit(work: Workload, vram:
             assert large.spec.parameters().total >= small.spec.parameters().total
 
 
+@settings(law, max_examples=200)
+@given(workloads(), st.sampled_from([4e9, 8e9, 24e9, 80e9]), st.sampled_from([1.1, 1.5, 2.0, 8.0]))
+def test_more_memory_never_makes_the_answer_smaller_or_none(work: Workload, vram: float, more: float) -> None:
+    less, plenty = (Decision.of(work.replace(vram=int(size_bytes))) for size_bytes in (vram, vram * more))
+    if less.family is not None:
+        assert plenty.family is not None
+        small, large = (decision.sized(decision.family) for decision in (less, plenty))  # type: ignore[arg-type]
+        assert small.fits
+        assert large.fits
+        assert large.spec.parameters().total >= small.spec.parameters().total
+
+
+@settings(law, max_examples=8)
+@given(workloads())
+def test_what_comes_first_builds_and_has_the_parameters_it_says(work: Workload) -> None:
+    pick = recommend(work, quick=True).pick
+    model = pick.model.build(device="meta")
+    assert sum(parameter.numel() for parameter in model.parameters()) == pick.parameters["total"]
+
+
 @settings(law, max_examples=120)
 @given(workloads(), CONTEXTS)
 def test_a_longer_context_never_moves_towards_quadratic_families(work: Workload, other: int | str) -> None:

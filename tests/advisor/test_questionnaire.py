@@ -39,6 +39,14 @@ def test_signals_are_asked_for_their_modality_and_chats_are_not() -> None:
     assert "modality" not in {question.key for question in interview.open}
 
 
+@pytest.mark.parametrize(("task", "usual"), [("detect", "none"), ("chat", "medium"), ("rag", "high"), ("code", "high")])
+def test_the_usual_need_for_recall_is_what_enter_takes(task: str, usual: str) -> None:
+    interview = Interview(start={"task": task, "context": "4k", "modality": "text" if task != "detect" else "logs"})
+    assert interview.open[0].key == "recall"
+    interview.type("")
+    assert interview.workload.recall == usual
+
+
 def test_an_endless_input_sets_the_stream_and_skips_where_knowledge_lives() -> None:
     interview = Interview()
     interview.type("chat")

@@ -18,6 +18,10 @@ SCENARIOS: list[dict[str, Any]] = json.loads(
     (Path(__file__).parent.parent / "data" / "scenarios.json").read_text(encoding="utf-8")
 )["scenarios"]
 
+OWN: list[dict[str, Any]] = json.loads(
+    (Path(__file__).parent.parent / "data" / "expert_scenarios.json").read_text(encoding="utf-8")
+)["scenarios"]
+
 FAMILIES = {scenario["id"]: family_of(Workload(**scenario["workload"])) for scenario in SCENARIOS}
 
 
@@ -67,6 +71,24 @@ def test_size_and_precision_lie_in_the_experts_range_in_seven_answers_of_ten() -
         (low, high), formats = EXPERT[scenario["id"]]
         right.append(low * 1e9 <= pick.parameters["total"] <= high * 1e9 and pick.precision in formats)
     assert share(right) >= 0.7
+
+
+@pytest.mark.parametrize("scenario", OWN, ids=lambda scenario: scenario["id"])
+def test_our_own_scenarios_get_an_acceptable_family(scenario: dict[str, Any]) -> None:
+    assert scenario["why"]
+    assert family_of(Workload(**scenario["workload"])) in scenario["acceptable"]
+
+
+def test_our_own_scenarios_get_the_first_choice_and_a_size_in_range_in_four_of_five() -> None:
+    first, sized = [], []
+    for scenario in OWN:
+        answer = recommend(Workload(**scenario["workload"]), quick=True)
+        pick = next(one for one in answer.candidates if one.family == scenario["family"])
+        low, high = scenario["billions"]
+        first.append(answer.family == scenario["family"])
+        sized.append(low * 1e9 <= pick.parameters["total"] <= high * 1e9 and pick.precision in scenario["precision"])
+    assert share(first) >= 0.8
+    assert share(sized) >= 0.8
 
 
 def families(**said: Any) -> str | None:
