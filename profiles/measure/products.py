@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from archcompass.blocks.base import Block, Op, known_blocks
-from archcompass.blocks.runtime import Linear
+from archcompass.blocks.runtime import GrowingState, Linear
 from archcompass.profiles.efficiency import Curve, KindEfficiency, scaled
 from archcompass.profiles.measure import build
 from archcompass.profiles.measure.clock import repeat
@@ -108,9 +108,11 @@ class Products:
         groups = by_expert(torch.arange(experts, device=self.device).repeat_interleave(rows)[:, None], experts)
         on_device = self.device.type == "cuda" and grouped_mm_obstacle(x, weights) is None
 
+        layers = [_layer(weight) for weight in weights]
+
         def single() -> None:
-            for expert in range(experts):
-                torch.nn.functional.linear(x[:1], weights[expert])
+            for layer in layers:
+                layer.forward(x[:1])
 
         def all_together() -> None:
             if on_device:
@@ -153,16 +155,19 @@ class Products:
 
         q = torch.randn(1, new, 16, 64, device=self.device).to(self.dtype)
         copies = max(1, min(16, COLD_BYTES // (2 * keys * key_heads * 64 * self.dtype.itemsize))) if new == 1 else 1
-        caches = [
-            [torch.randn(1, keys, key_heads, 64, device=self.device).to(self.dtype) for _ in range(2)]
-            for _ in range(copies)
-        ]
+        caches = [self._cache(keys, key_heads) for _ in range(copies)]
 
         def cycle() -> None:
             for k, v in caches:
                 attention(q, k, v)
 
         return self._seconds(cycle, least=2) / copies
+
+    def _cache(self, keys: int, key_heads: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values [1, keys, key heads, 64], lying as a block's cache lays them."""
+        k, v = (torch.randn(1, keys, key_heads, 64, device=self.device).to(self.dtype) for _ in range(2))
+        kept = GrowingState().append(key=k, value=v)
+        return kept["key"], kept["value"]
 
     def _seconds(self, cycle: Callable[[], None], least: int) -> float:
         return repeat(cycle, self.device, seconds=0.12, least=least, most=20).ms * 1e-3
