@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from archcompass.kernels.linear import linear
+from archcompass.kernels.linear import linear, products
 
 
 @pytest.mark.parametrize("rows", [(1,), (1, 1), (2, 2), (3, 40), (0, 4)])
@@ -27,6 +27,17 @@ def test_a_matrix_that_lies_by_columns() -> None:
     assert torch.allclose(linear(x, weight), x @ weight.t(), atol=1e-4)
 
 
+@pytest.mark.parametrize("rows", [(1, 1), (2, 3)])
+@pytest.mark.parametrize("columns", [96, 95])
+def test_bfloat16_by_columns_rounds_once(rows: tuple[int, ...], columns: int) -> None:
+    torch.manual_seed(0)
+    x, bias = torch.randn(*rows, 160).bfloat16(), torch.randn(columns).bfloat16()
+    weight = torch.randn(160, columns).bfloat16().t()
+    exact = F.linear(x.double(), weight.double())
+    assert (linear(x, weight).double() - exact).norm() <= 0.003 * exact.norm()
+    assert (linear(x, weight, bias).double() - exact - bias.double()).norm() <= 0.006 * exact.norm()
+
+
 def test_gradients_are_recorded_and_flops_counted() -> None:
     x, weight = torch.randn(1, 64), torch.randn(48, 64, requires_grad=True)
     linear(x, weight).sum().backward()
@@ -34,3 +45,12 @@ def test_gradients_are_recorded_and_flops_counted() -> None:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         linear(x, weight)
     assert counter.get_total_flops() == 2 * 64 * 48
+
+
+@pytest.mark.parametrize("stack", [(1, 1), (2, 3), (0, 2)])
+def test_stacks_of_large_products_are_right_and_counted(stack: tuple[int, int]) -> None:
+    left, right = torch.randn(*stack, 96, 64).mT, torch.randn(*stack, 96, 256)
+    torch.testing.assert_close(products(left, right), left @ right, rtol=1e-5, atol=1e-4)
+    with FlopCounterMode(display=False) as counter:
+        products(left, right)
+    assert counter.get_total_flops() == 2 * stack[0] * stack[1] * 64 * 96 * 256
