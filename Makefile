@@ -8,7 +8,7 @@ export PYTHONSAFEPATH := 1
 # pip compiles what it installs, but not what it only links to.
 COMPILE = $(BIN)/python -m compileall -q src advisor blocks kernels profiles
 
-.PHONY: advise test lint types format wheel kernels-aot gpu accuracy clean
+.PHONY: advise test lint types format wheel kernels-aot gpu accuracy release-check picture clean
 
 advise: $(VENV)/.installed
 	$(BIN)/archcompass advise $(EXAMPLE) -o out/
@@ -42,6 +42,14 @@ accuracy: $(VENV)/.installed
 
 wheel: $(VENV)/.installed-test
 	$(BIN)/python -m build
+
+# What would be released, in empty environments with dependencies of their own: wheel and sdist install and answer; minutes.
+release-check: $(VENV)/.installed-test
+	$(BIN)/python -P tools/release_check.py
+
+# The README's picture of the report, taken by a headless Chromium.
+picture: $(VENV)/.installed-test
+	PYTHONPATH=tools $(BIN)/python -P tools/picture.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -2,7 +2,8 @@
 
 A line `<!-- quote: archcompass recommend examples/chat-bot.yaml -->` is followed by a fenced block; this script runs the
 command (100 columns, no colour) and writes its output into the block. `--check` changes nothing and exits with 1 when a
-block is out of date.
+block is out of date. `<!-- session: archcompass gpus l4 ; archcompass models mamba-130m -->` quotes several commands with
+their prompts.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-QUOTE = re.compile(r"(<!-- quote: (?P<command>archcompass [^\n]*?) -->\n```[a-z]*\n)(?P<body>.*?)(^```$)", re.S | re.M)
+QUOTE = re.compile(
+    r"(<!-- (?P<kind>quote|session): (?P<command>archcompass [^\n]*?) -->\n```[a-z]*\n)(?P<body>.*?)(^```$)",
+    re.S | re.M,
+)
 
 
 def documents() -> list[Path]:
@@ -47,7 +51,14 @@ def run(command: str) -> str:
 
 def refreshed(text: str) -> str:
     """The document with every quoted block made anew."""
-    return QUOTE.sub(lambda found: found[1] + run(found["command"]) + found[4], text)
+    return QUOTE.sub(lambda found: found[1] + said(found["kind"], found["command"]) + "```", text)
+
+
+def said(kind: str, command: str) -> str:
+    """The body of a block: an output alone, or a session of commands, each after its prompt."""
+    if kind == "quote":
+        return run(command)
+    return "\n".join(f"$ {line}\n{run(line)}" for line in command.split(" ; "))
 
 
 def main() -> int:

@@ -41,11 +41,13 @@ def _needle(rule: dict[str, Any]) -> str:
     anchor = {0: "end", 180: "start"}.get(DIRECTIONS[rule["rule"]], "middle")
     x = {0: 338.0, 180: 2.0}.get(DIRECTIONS[rule["rule"]], x)
     y = CENTRE - 24 if DIRECTIONS[rule["rule"]] in (0, 180) else y
-    words = escape(rule["rule"].replace("-", " "))
+    *above, last = escape(rule["rule"].replace("-", " ")).split()
+    lines = "".join(f'<tspan x="{x:.0f}" dy="-15">{word}</tspan><tspan x="{x:.0f}" dy="15">' for word in above)
     return (
         f'<g class="{family}"><polygon points="{points}" fill="currentColor"/>'
-        f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}" font-size="12" font-weight="600" fill="currentColor">'
-        f'{words}<tspan font-weight="400"> {rule["strength"]:.2f}</tspan></text></g>'
+        f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}" font-size="12" font-weight="600" fill="currentColor" '
+        f'stroke="var(--paper)" stroke-width="4" paint-order="stroke">{lines or "<tspan>"}{last}'
+        f'<tspan font-weight="400"> {rule["strength"]:.2f}</tspan></tspan></text></g>'
     )
 
 

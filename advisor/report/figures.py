@@ -265,17 +265,17 @@ def _heights(traces: list[Data]) -> list[float]:
 
 
 def _ticks(values: list[float]) -> Data:
-    """Marks of a logarithmic axis in full: powers of ten, with 2 and 5 between them where few would be seen."""
+    """Marks of a logarithmic axis in full: powers of ten, and more between them the fewer of those would be seen."""
     if not values:
         return {}
-    low, high = floor(log10(min(values))), ceil(log10(max(values)))
-    steps = (1,) if high - low > 3 else (1, 2, 5)
-    marks = [step * 10.0**power for power in range(low, high + 1) for step in steps]
+    low, high = log10(min(values)), log10(max(values))
+    steps = (1.0,) if high - low > 3 else (1.0, 2.0, 5.0) if high - low > 1 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
+    marks = [step * 10.0**power for power in range(floor(low), ceil(high) + 1) for step in steps]
     return {"tickmode": "array", "tickvals": marks, "ticktext": [_mark_text(mark) for mark in marks]}
 
 
 def _mark_text(value: float) -> str:
-    return units.count(value) if value >= 1000 else f"{value:g}"
+    return f"{value / 1000:g}k" if value >= 1000 else f"{value:g}"
 
 
 def _powers(comparison: Data) -> Data:

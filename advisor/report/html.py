@@ -10,7 +10,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from archcompass.advisor.report import facts, figures, units
+from archcompass.advisor.report import alternatives, facts, figures, units
 from archcompass.advisor.report.compass import rose
 from archcompass.advisor.report.tables import flatten, shown
 
@@ -19,6 +19,21 @@ Data = dict[str, Any]
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
 )
+
+
+CALLED = {
+    "transformer": "attention in every layer, all weights active",
+    "moe": "mixture of experts: attention, few of many experts active",
+    "ssm": "state space model: a state of fixed size, no attention",
+    "hybrid": "recurrent layers with attention among them",
+}
+"""What the families' short names stand for."""
+
+TINTS = 6
+"""Colours of layers in page.css; none is a family's."""
+
+SHOWN = ("It would flip to", "Price you pay", "Open models near")
+"""Lines of the terminal's report that have a place of their own on the page."""
 
 
 def page(report: Data, command: str) -> str:
@@ -34,16 +49,11 @@ def page(report: Data, command: str) -> str:
         _opening(answer),
         _compass(answer),
         _cards(answer, profile),
-        _section(
-            "What each family would hold", chart("memory", "Stacked bars of memory by family against the card's line")
-        ),
-        _sweeps(),
+        _section("What each family would hold", _memory(answer)),
+        _sweeps(report["pictures"]["comparison"]),
         _section("What the pick is made of", _layers(report["pictures"]["layers"], answer)),
-        _section("Where its time goes", chart("roofline", "Operations under the roofs of the card")),
-        _section(
-            "If your workload were another",
-            chart("map", "Which family comes first over context and breadth") + _flips(answer),
-        ),
+        _section("Where its time goes", _roofline(report["pictures"]["roofline"])),
+        _section("If your workload were another", _map(report["pictures"]["map"]) + _flips(answer)),
         _section("Open models near", _published(answer)),
         _section("What else to know", _notes(answer, profile)),
         _section("Why: the arithmetic of the rules", _rules(answer)),
@@ -104,7 +114,10 @@ def _compass(answer: Data) -> str:
         for rule in sorted(answer["rules"], key=lambda rule: -rule["strength"])
     )
     vetoes = "".join(f"<li><b>{escape(v['family'])} is out</b>: {escape(v['reason'])}</li>" for v in answer["vetoes"])
-    return f"<h2>The compass</h2><div class=split>{rose(answer['rules'])}<ul class=rules>{items}{vetoes}</ul></div>"
+    told = "<p class=dim>How loudly each rule speaks for its family, from 0 to 1 (the outer ring).</p>"
+    return (
+        f"<h2>The compass</h2>{told}<div class=split>{rose(answer['rules'])}<ul class=rules>{items}{vetoes}</ul></div>"
+    )
 
 
 def _cards(answer: Data, profile: Data | None) -> str:
@@ -123,49 +136,92 @@ def _card(candidate: Data, profile: Data | None) -> str:
         "fits": escape(facts.verdict(candidate)),
     }
     if profile is not None:
-        rows["measured"] = _told(
-            facts.ratio(profile), "measured on this machine over predicted for the same run: prefill / decode"
-        )
+        told = "measured on this machine over predicted for the same run: prefill, decode"
+        rows["measured here"] = _told(_ratios(profile), told)
     cells = "".join(f"<dt>{key}</dt><dd>{value}</dd>" for key, value in rows.items())
     prices = "".join(f"<li>{escape(price)}</li>" for price in candidate["price"])
     family = escape(candidate["family"])
-    return f'<div class="card {family}"><h3>{candidate["rank"]}. {family}</h3><dl>{cells}</dl><ul>{prices}</ul></div>'
+    head = f"<h3>{candidate['rank']}. {family}</h3><p class=dim>{CALLED[candidate['family']]}</p>"
+    return f'<div class="card {family}">{head}<dl>{cells}</dl><ul>{prices}</ul></div>'
 
 
-def _sweeps() -> str:
-    both = chart("prefill", "Time to read the prompts over context, by family") + chart(
-        "decode", "Time per token over context"
+def _ratios(profile: Data) -> str:
+    ratios = next((entry["ratio"] for entry in profile["profiles"] if entry["ratio"]), {})
+    return ", ".join(f"{ratio:.1f}x" for ratio in ratios.values()) or "-"
+
+
+def _memory(answer: Data) -> str:
+    used = [(label, shade) for key, (label, shade) in figures.MEMORY_PARTS.items() if _any(answer, key)]
+    key = "".join(
+        f'<span><i class=key style="background:var(--ink);opacity:{shade}"></i>{label}</span>' for label, shade in used
+    )
+    line = f"The dashed line is what {escape(answer['hardware']['name'])} holds."
+    drawn = chart("memory", "Stacked bars of memory by family against the card's line", alternatives.memory(answer))
+    return f"<p class=keys>From the ground up: {key}</p><p class=dim>{line}</p>{drawn}"
+
+
+def _any(answer: Data, key: str) -> bool:
+    return any(candidate["memory"][key] for candidate in answer["candidates"])
+
+
+def _sweeps(comparison: Data) -> str:
+    reading, token, grows = (
+        chart(name, f"{alternative} over context, by family", alternatives.sweep(comparison, key, say))
+        for name, alternative, key, say in (
+            ("prefill", "Time to read the prompts", "prefill_ms", units.duration),
+            ("decode", "Time per token", "decode_ms_per_token", units.duration),
+            ("grows", "Memory", "memory_bytes", units.gb),
+        )
     )
     text = (
-        "<p class=dim>Lines are predictions with their range; crosses were measured; where a line ends, the model no longer "
-        "fits. A click on a name hides its line.</p>"
+        "<p class=dim>Attention's work grows with the square of the context, and its cache with the context; a fixed state "
+        "does not grow. Lines are predictions with their range; crosses were measured; where a line ends, the model no "
+        "longer fits. A click on a name hides its line.</p>"
     )
     return _section(
-        "The tyranny of the square", f"{text}<div class=two>{both}</div>{chart('grows', 'Memory over context')}"
+        "The tyranny of the square: as the context grows", f"{text}<div class=two>{reading}{token}</div>{grows}"
     )
+
+
+def _roofline(found: Data) -> str:
+    text = (
+        "<p class=dim>Each mark is one operation, as large as its share of the time. Left of the bend the card waits for "
+        "memory, right of it for arithmetic.</p>"
+    )
+    return text + chart("roofline", "Operations under the roofs of the card", alternatives.roofline(found))
+
+
+def _map(found: Data) -> str:
+    key = "".join(
+        f'<span><i class=key style="background:var(--{family})"></i>{letter}: {family}</span>'
+        for family, letter in figures.LETTERS.items()
+    )
+    alternative = f"Which family comes first over {found['across']} and {found['down']}"
+    return f"<p class=keys>{key}</p>" + chart("map", alternative, alternatives.decision_map(found))
 
 
 def _layers(layers: list[list[Data]], answer: Data) -> str:
     """Every layer as a column of its sublayers, and a key."""
     names = list(dict.fromkeys(part["name"] for layer in layers for part in layer))
-    tints = {name: _tint(index) for index, name in enumerate(names)}
+    tints = {name: f"var(--layer-{index % TINTS + 1})" for index, name in enumerate(names)}
+    letters = {name: name[:1].upper() for name in names}
     columns = "".join(
         '<div class=layer title="{}">{}</div>'.format(
             escape(f"layer {depth}: " + ", ".join(part["label"] for part in layer)),
-            "".join(f'<i style="background:{tints[part["name"]]}"></i>' for part in layer),
+            "".join(
+                f'<i style="background:{tints[part["name"]]}">{escape(letters[part["name"]])}</i>' for part in layer
+            ),
         )
         for depth, layer in enumerate(layers, 1)
     )
     labels = {part["name"]: part["label"] for layer in layers for part in layer}
-    key = "  ".join(
-        f'<span><i class=key style="background:{tints[n]}"></i>{escape(labels[n])} ({escape(n)})</span>' for n in names
+    key = "".join(
+        f'<span><i class=key style="background:{tints[name]}"></i>{escape(letters[name])}: {escape(labels[name])}</span>'
+        for name in names
     )
     told = escape(f"{len(layers)} layers, from the input at the left: {answer['candidates'][0]['model']['layers']}")
-    return f'<div class=stack role=img aria-label="{told}">{columns}</div><p>{key}</p><p class=dim>{told}</p>'
-
-
-def _tint(index: int) -> str:
-    return ("var(--transformer)", "var(--moe)", "var(--ssm)", "var(--hybrid)", "var(--dim)", "var(--bad)")[index % 6]
+    stack = f'<div class=stack role=img aria-label="{told}">{columns}</div>'
+    return f"{stack}<p class=keys>{key}</p><p class=dim>Each column is a layer. {told}</p>"
 
 
 def _flips(answer: Data) -> str:
@@ -180,23 +236,24 @@ def _published(answer: Data) -> str:
     if not answer["published"]:
         return "<p class=dim>None of the published models was looked at.</p>"
     rows = "".join(
-        f"<tr><td>{escape(m['name'])}</td><td>{escape(m['family'])}</td>"
+        f"<tr><td>{_told(m['name'], m['source'])}</td><td>{escape(m['family'])}</td>"
         f"<td>{'yes' if m['fits'] else 'no'}, {escape(m['precision'])}</td>"
         f"<td class=n>{_told(units.gb(m['memory_bytes']), 'memory ledger')}</td><td>{escape(m['why'])}</td>"
-        f"<td>{escape(m['licence'] or 'not known')}</td><td class=dim>{escape(m['source'])}</td></tr>"
+        f"<td>{escape(m['licence'] or 'not known')}</td></tr>"
         for m in answer["published"]
     )
-    head = "".join(f"<th>{h}</th>" for h in ("model", "family", "fits", "memory", "why", "licence", "source"))
-    return f"<p>Most users should download, not train.</p><div class=scroll><table><tr>{head}</tr>{rows}</table></div>"
+    head = "".join(f"<th scope=col>{h}</th>" for h in ("model", "family", "fits", "memory", "why", "licence"))
+    table = _scroll("open models near", f"<tr>{head}</tr>{rows}")
+    return f"<p>Most users should download, not train.</p>{table}"
 
 
 def _notes(answer: Data, profile: Data | None) -> str:
     rows = "".join(
         f"<tr><td class=dim>{escape(label)}</td><td>{escape(text)}</td></tr>"
         for label, text in facts.lines(answer, profile)
-        if label
+        if label and label not in SHOWN
     )
-    return f"<div class=scroll><table>{rows}</table></div>"
+    return _scroll("what else to know", rows)
 
 
 def _rules(answer: Data) -> str:
@@ -215,9 +272,7 @@ def _rule(rule: Data) -> str:
         for e in rule["evidence"]
     )
     head = f"{escape(rule['rule'].replace('-', ' '))} = {escape(rule['formula'])} = {rule['strength']:.2f}"
-    return (
-        f"<details><summary>{head}</summary><div class=scroll><table>{terms}</table></div><ul>{evidence}</ul></details>"
-    )
+    return f"<details><summary>{head}</summary>{_scroll('terms of the rule', terms)}<ul>{evidence}</ul></details>"
 
 
 def _numbers(answer: Data, profile: Data | None) -> str:
@@ -245,7 +300,7 @@ def _numbers(answer: Data, profile: Data | None) -> str:
     cells = "".join(
         f"<tr><td>{escape(a)}</td><td>{escape(b)}</td><td class=dim>{escape(c)}</td></tr>" for a, b, c in rows
     )
-    table = f"<div class=scroll><table>{cells}</table></div>"
+    table = _scroll("every number", cells)
     return f"<details><summary>{len(rows)} numbers with their sources</summary>{table}</details>"
 
 
@@ -253,9 +308,24 @@ def _section(title: str, content: str) -> str:
     return f"<section><h2>{escape(title)}</h2>{content}</section>"
 
 
-def chart(name: str, alternative: str) -> str:
-    """The place of a figure, and what to say where it cannot be seen."""
-    return f'<div class=chart id="{name}" role="img" aria-label="{escape(alternative)}"></div>'
+def chart(name: str, alternative: str, table: alternatives.Table | None = None) -> str:
+    """The place of a figure, and what to say where it cannot be seen: a sentence, and the same as a table."""
+    drawn = f'<div class=chart id="{name}" role="img" aria-label="{escape(alternative)}"></div>'
+    if table is None:
+        return f"<figure>{drawn}</figure>"
+    head, *rows = table
+    cells = "".join(f"<th scope=col>{escape(cell)}</th>" for cell in head)
+    cells = f"<tr>{cells}</tr>" + "".join(
+        f"<tr><th scope=row>{escape(first)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in rest)}</tr>"
+        for first, *rest in rows
+    )
+    folded = f"<details><summary>The same as a table</summary>{_scroll(alternative, cells)}</details>"
+    return f"<figure>{drawn}{folded}</figure>"
+
+
+def _scroll(label: str, rows: str) -> str:
+    """A table that may be wider than the page, within reach of the keyboard."""
+    return f'<div class=scroll tabindex=0 role=region aria-label="{escape(label)}"><table>{rows}</table></div>'
 
 
 def _told(text: str, source: str) -> str:

@@ -27,5 +27,18 @@
   });
   draw();
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  // On paper: light colours, a sheet's width, everything unfolded; the screen gets its own back.
+  let folded = [];
+  addEventListener("beforeprint", () => {
+    document.documentElement.classList.add("paper");
+    folded = [...document.querySelectorAll("section > details:not([open])")];
+    folded.forEach((part) => { part.open = true; });
+    draw();
+  });
+  addEventListener("afterprint", () => {
+    document.documentElement.classList.remove("paper");
+    folded.forEach((part) => { part.open = false; });
+    draw();
+  });
   document.documentElement.dataset.drawn = Object.keys(figures).length;
 })();
