@@ -211,8 +211,7 @@ class GrowingState(BlockState):
     def _allocate(self, new: dict[str, Tensor], time: int) -> None:
         capacity = _capacity(time if self.keep is None else max(time, 2 * self.keep))
         for name, tensor in new.items():
-            shape = (tensor.shape[0], capacity, *tensor.shape[2:])
-            self._buffers[name] = tensor.new_empty(shape)
+            self._buffers[name] = _buffer(tensor, capacity)
 
     def _grow(self, time: int) -> None:
         """Moves what is kept to the front, into larger buffers when it would not fit: amortised, one copy a token."""
@@ -220,10 +219,18 @@ class GrowingState(BlockState):
         for name, buffer in self._buffers.items():
             capacity = buffer.shape[1]
             roomy = self.keep is not None and kept + time <= capacity and kept <= self._start
-            target = buffer if roomy else buffer.new_empty(buffer.shape[0], _capacity(kept + time), *buffer.shape[2:])
+            target = buffer if roomy else _buffer(buffer, _capacity(kept + time))
             target[:, :kept] = buffer[:, self._start : self._end]
             self._buffers[name] = target
         self._start, self._end = 0, kept
+
+
+def _buffer(like: Tensor, tokens: int) -> Tensor:
+    """[batch, tokens, ...] without content; tokens of one head lie together, which is how attention reads them."""
+    batch, _, *rest = like.shape
+    if len(rest) < 2:
+        return like.new_empty(batch, tokens, *rest)
+    return like.new_empty(batch, rest[0], tokens, *rest[1:]).transpose(1, 2)
 
 
 def _capacity(tokens: int) -> int:

@@ -99,6 +99,11 @@ def choose(
     return decide(operation, requested, device.type, tuple((refusals or {}).items()), strict)
 
 
+def settled(requested: str, x: torch.Tensor) -> bool:
+    """Whether `choose` need not be asked: "auto" on the CPU is plain torch. A decoding step would ask some hundred times."""
+    return requested == "auto" and x.is_cpu
+
+
 def _choose(
     operation: str, requested: str, device_type: str, refusals: tuple[tuple[str, str], ...], strict: bool
 ) -> Choice:

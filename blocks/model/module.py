@@ -14,6 +14,8 @@ from archcompass.blocks.runtime import BlockModule, BlockState, Context, initial
 from archcompass.errors import InputError
 from archcompass.kernels.cross_entropy import linear_cross_entropy
 
+SMALLEST_SIDE = 64  # of a matrix whose layout matters; smaller ones lie in the cache
+
 
 @dataclass(slots=True)
 class ModelState:
@@ -117,6 +119,18 @@ class LanguageModel(nn.Module):
         if torch.device(device).type != "meta":
             initialise(model)
         return model.eval()
+
+    @torch.no_grad()
+    def for_decoding(self) -> LanguageModel:
+        """Lays the large bfloat16 matrices by columns, in place: a single token then takes half the time on a CPU.
+
+        Names, shapes and values stay; only strides change. Takes the memory of one matrix more while it runs, and what was
+        mapped from a file becomes memory of its own.
+        """
+        for parameter in self.parameters():
+            if parameter.dtype == torch.bfloat16 and parameter.ndim > 1 and min(parameter.shape[-2:]) >= SMALLEST_SIDE:
+                parameter.data = parameter.data.mT.contiguous().mT
+        return self
 
     def forward(
         self,

@@ -7,11 +7,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from archcompass.errors import InputError
-from archcompass.kernels.dispatch import Backend, Choice, choose
+from archcompass.kernels.dispatch import Backend, Choice, choose, settled
 from archcompass.kernels.norm.reference import ACTIVATIONS, reference
 from archcompass.kernels.norm.tiles import WIDEST_GROUP
 
 OPERATION = "rms_norm"
+A_STEP = 1 << 13  # elements of a decoding step, of which torch's own function makes less fuss, with the same roundings
 CACHED_ELEMENTS = 1 << 16  # of a float32 temporary that a core still has in its cache for the next pass
 
 
@@ -92,15 +93,15 @@ def rms_norm(
     """
     _check(x, weight, residual, gate, gate_activation, group_size)
     size = group_size or x.shape[-1]
-    choice = explain(x, group_size=size, backend=backend, strict=strict)
-    if choice.backend == "triton":
+    chosen = "torch" if settled(backend, x) else explain(x, group_size=size, backend=backend, strict=strict).backend
+    if chosen == "triton":
         from archcompass.kernels.norm.triton_norm import rms_norm_op
 
         sigmoid = gate_activation == "sigmoid"
         y, summed, _ = rms_norm_op(x, weight, residual, gate, eps, gate_first, sigmoid, size, unit_offset)
         return y if residual is None else (y, summed)
     summed = x if residual is None else residual + x
-    if choice.backend == "reference":
+    if chosen == "reference":
         dtype = sum_dtype(x)
         wide = [None if t is None else t.to(dtype) for t in (weight, gate)]
         y = reference(summed.to(dtype), wide[0], eps, wide[1], gate_first, gate_activation, size, unit_offset).to(
@@ -141,6 +142,9 @@ def _by_blocks(
     recorded = torch.compiler.is_compiling() or torch.is_grad_enabled()
     if recorded or x.device.type != "cpu":
         return _torch(x, gate, *rest)
+    plain = gate is None and not unit_offset and group_size == x.shape[-1]
+    if plain and x.numel() <= A_STEP and (weight is None or weight.dtype == x.dtype):
+        return F.rms_norm(x, (group_size,), weight, eps)
     if x.numel() <= 2 * CACHED_ELEMENTS:
         return _in_place(x, gate, *rest)
     rows, out = x.flatten(0, -2), torch.empty(x.shape, dtype=x.dtype)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from archcompass.errors import InputError
-from archcompass.kernels.dispatch import Choice, choose
+from archcompass.kernels.dispatch import Choice, choose, settled
 from archcompass.kernels.rope.reference import rotate_reference
 
 
@@ -26,10 +26,10 @@ def rotate(
         BackendError: the backend asked for cannot serve this call.
     """
     _check(x, cos, sin)
-    choice = explain(x, backend=backend, strict=strict)
-    if choice.backend == "reference":
+    chosen = "torch" if settled(backend, x) else explain(x, backend=backend, strict=strict).backend
+    if chosen == "reference":
         return rotate_reference(x, cos, sin, interleaved=interleaved)
-    if choice.backend == "triton":
+    if chosen == "triton":
         from archcompass.kernels.rope.triton_rope import rotate_triton
 
         return rotate_triton(x, cos, sin, interleaved)
@@ -47,7 +47,7 @@ def _rotate_torch(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Ten
     cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
     turned = x[..., : 2 * half]
     first, second = (turned[..., 0::2], turned[..., 1::2]) if interleaved else turned.chunk(2, dim=-1)
-    pair = (first * cos - second * sin, second * cos + first * sin)
+    pair = (torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin))
     result = torch.stack(pair, dim=-1).flatten(-2) if interleaved else torch.cat(pair, dim=-1)
     result = result.to(x.dtype)
     return result if 2 * half == x.shape[-1] else torch.cat((result, x[..., 2 * half :]), dim=-1)

@@ -250,3 +250,17 @@ def test_impossible_models_are_refused_by_name(changes: dict[str, Any], words: l
         spec("moe", **changes)
     message = str(caught.value)
     assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_layout_for_decoding_changes_nothing_but_strides(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("archcompass.blocks.model.module.SMALLEST_SIDE", 16)
+    model, laid = build(name, torch.bfloat16), build(name, torch.bfloat16).for_decoding()
+    assert laid.embedding.weight.stride() == (1, 120)
+    for (key, mine), (same, theirs) in zip(model.state_dict().items(), laid.state_dict().items(), strict=True):
+        assert key == same
+        assert torch.equal(mine, theirs)
+    with torch.inference_mode():
+        states = [one(ids(1), logits_to_keep=1).state for one in (model, laid)]
+        before, after = (one(ids(1, 1), state).logits.float() for one, state in zip((model, laid), states, strict=True))
+    assert (before - after).norm() <= 0.03 * before.norm()
