@@ -27,8 +27,8 @@ _POOL_ELEMENTS = 2**20
 _LARGE_ELEMENTS = 2**18
 
 _EMBEDDING_SCALE = 50.0
-"""Brings embeddings to about one, so that tokens stay apart in the stream of a model that never learned anything: experts are
-then chosen about evenly, as training would have it, where small embeddings send all tokens to the same few."""
+"""Keeps tokens apart in the stream of a model that never learned anything: experts are then chosen about evenly, as training
+would have it, where small embeddings send all tokens to the same few."""
 
 
 def device_of(name: str) -> torch.device:
@@ -50,13 +50,14 @@ def dtype_of(request: Request) -> torch.dtype:
     return DTYPES[request.activations]
 
 
-def model(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> LanguageModel:
-    """The whole model, ready to be timed."""
+def model(spec: ModelSpec, device: torch.device, dtype: torch.dtype, training: bool = False) -> LanguageModel:
+    """The whole model, ready to be timed; `training` keeps embeddings small, since large ones, where they are the head as
+    well, would make a loss of denormals."""
     with _defaults(device, dtype):
         built = LanguageModel(spec)
     fill(built)
     with torch.no_grad():
-        built.embedding.weight.mul_(_EMBEDDING_SCALE)
+        built.embedding.weight.mul_(1.0 if training else _EMBEDDING_SCALE)
     return built.eval()
 
 

@@ -137,7 +137,7 @@ def _whole(
     deadline = time.perf_counter() + seconds
     reset_process_peak()
     progress(0.0, f"building {spec.name}")
-    model = build.model(spec, device, build.dtype_of(request))
+    model = build.model(spec, device, build.dtype_of(request), request.training)
     ids = _tokens(spec, request, device)
     if not request.training:
         request = _at_this_pace(model, ids, request, device, deadline - time.perf_counter())

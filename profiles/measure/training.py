@@ -85,7 +85,9 @@ def _head(device: torch.device, table: Efficiency, name: str, dtype: torch.dtype
     from archcompass.blocks.embedding.spec import Head
     from archcompass.kernels.cross_entropy import linear_cross_entropy
 
-    x, weight = (torch.randn(n, WIDTH, device=device).to(dtype).requires_grad_() for n in (TOKENS, VOCABULARY))
+    x = torch.randn(TOKENS, WIDTH, device=device).to(dtype).requires_grad_()
+    # Ordinary weights: with larger ones nearly all probabilities are denormal, and products with those are slow.
+    weight = torch.randn(VOCABULARY, WIDTH, device=device).mul_(0.02).to(dtype).requires_grad_()
     targets = torch.arange(TOKENS, device=device)
     spent = _seconds(lambda: linear_cross_entropy(x, weight, targets), [x, weight], device)
     head = Head(vocab_size=VOCABULARY).work(WIDTH, _asked(name).step(TOKENS))
