@@ -66,6 +66,7 @@ class Step:
         cache_precision: storage of caches that grow with context. Recurrent state is float32 whatever this says.
         activations: dtype of activations and of weights that are not quantised.
         logits_to_keep: positions whose logits are computed; 0 means all of them.
+        fused: our operations run as Triton kernels, which keep intermediates on the chip; False is torch on a processor.
     """
 
     batch: int = 1
@@ -76,6 +77,7 @@ class Step:
     cache_precision: Precision = BF16
     activations: Literal["fp32", "bf16", "fp16"] = "bf16"
     logits_to_keep: int = 1
+    fused: bool = True
 
     @property
     def tokens(self) -> int:
@@ -152,17 +154,17 @@ class Parameters:
         vector: elements that stay in high precision: norms, biases, routers, convolutions, decays.
         idle: elements of `matrix` (and `vector`, for experts with biases) that one token does not touch: its routed
             experts that were not chosen.
+        routed: elements of `matrix` in routed experts, which several cards may share out, or system memory may hold.
         table: elements of an input embedding that is not also the head: a lookup, not a product.
         head: elements of the output head.
-        routed: elements of `matrix` in routed experts, which several cards may share out, or system memory may hold.
     """
 
     matrix: int = 0
     vector: int = 0
     idle: int = 0
+    routed: int = 0
     table: int = 0
     head: int = 0
-    routed: int = 0
 
     @property
     def total(self) -> int:
@@ -189,9 +191,9 @@ class Parameters:
             matrix=self.matrix + other.matrix,
             vector=self.vector + other.vector,
             idle=self.idle + other.idle,
+            routed=self.routed + other.routed,
             table=self.table + other.table,
             head=self.head + other.head,
-            routed=self.routed + other.routed,
         )
 
     def __mul__(self, times: int) -> Parameters:
@@ -199,9 +201,9 @@ class Parameters:
             matrix=self.matrix * times,
             vector=self.vector * times,
             idle=self.idle * times,
+            routed=self.routed * times,
             table=self.table * times,
             head=self.head * times,
-            routed=self.routed * times,
         )
 
     def bytes(self, precision: Precision, high_bytes: int = 2) -> float:
@@ -250,7 +252,7 @@ class Live:
     """Activation memory of one forward call.
 
     Attributes:
-        peak_bytes: the most that is alive at once inside the block, without its input and without its state.
+        peak_bytes: the most that is alive at once inside the block, its output included, without its input and its state.
         saved_bytes: what autograd keeps for the backward pass, without the block's input. 0 unless training.
     """
 

@@ -21,11 +21,14 @@ class Precision:
         name: as users write it.
         bits: bits per weight, scales included.
         compute: what the tensor cores multiply when weights are stored like this.
+        experts_alone: in a model with routed experts these alone are stored like this, as gpt-oss is published (arXiv
+            2508.10925, section 2.1); attention, embeddings and routers stay in 16 bits.
     """
 
     name: str
     bits: float
     compute: Compute
+    experts_alone: bool = False
 
     def bytes(self, elements: float) -> float:
         """Bytes that `elements` numbers take in this format."""
@@ -41,7 +44,7 @@ PRECISIONS: dict[str, Precision] = {
         Precision("fp8", 8, "fp8"),
         Precision("int8", 8 + 16 / 128, "int8"),
         Precision("int4", 4 + 20 / 128, "bf16"),
-        Precision("mxfp4", 4 + 8 / 32, "bf16"),
+        Precision("mxfp4", 4 + 8 / 32, "bf16", experts_alone=True),
         Precision("nvfp4", 4 + 8 / 16, "fp4"),
         Precision("q8_0", 8.5, "fp16"),
         Precision("q6_k", 6.5625, "fp16"),

@@ -30,6 +30,7 @@ class Context:
         shared: values that one layer leaves for the ones above it, by name.
         losses: auxiliary losses that blocks add in training, by name; each already carries its coefficient.
         tables: tensors computed once per call and used by many layers (rotary tables), by key.
+        room: tokens per sequence that will follow this call, where that is known; caches are made to hold them.
     """
 
     past: int = 0
@@ -39,6 +40,7 @@ class Context:
     shared: dict[str, Tensor] = field(default_factory=dict)
     losses: dict[str, list[Tensor]] = field(default_factory=dict)
     tables: dict[object, tuple[Tensor, ...]] = field(default_factory=dict)
+    room: int = 0
 
     def positions(self, time: int, device: torch.device) -> Tensor:
         """[batch or 1, time] position of each new token, counted from the first real token of its sequence."""
@@ -71,6 +73,11 @@ class BlockState:
         """Bytes of what is kept, for the whole batch."""
         return sum(tensor.nbytes for tensor in self.tensors().values())
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the buffers that hold it, room to spare included."""
+        return self.nbytes
+
 
 @dataclass(slots=True)
 class FixedState(BlockState):
@@ -92,6 +99,10 @@ class CompoundState(BlockState):
     def tensors(self) -> dict[str, Tensor]:
         kept = ((part, state.tensors()) for part, state in self.parts.items() if state is not None)
         return {f"{part}.{name}": tensor for part, tensors in kept for name, tensor in tensors.items()}
+
+    @property
+    def held_bytes(self) -> int:
+        return sum(state.held_bytes for state in self.parts.values() if state is not None)
 
     def copy(self) -> CompoundState:
         return CompoundState({part: state and state.copy() for part, state in self.parts.items()})
@@ -130,14 +141,17 @@ class GrowingState(BlockState):
     """Tensors [batch, tokens, ...] that grow with the context, with room to spare so that a step copies nothing.
 
     Args:
-        keep: the most tokens that stay; older ones are dropped. None keeps all.
+        keep: the most tokens that stay; older ones are dropped. None keeps all. A window is held twice over, so that it moves
+            once in a window's length and not at every step.
+        room: tokens that will follow the first call, which then get exactly their place.
 
     Attributes:
         first_position: absolute position of the first token of what `append` last returned.
     """
 
-    def __init__(self, keep: int | None = None) -> None:
+    def __init__(self, keep: int | None = None, room: int = 0) -> None:
         self.keep = keep
+        self.room = room
         self.first_position = 0
         self._dropped = 0
         self._buffers: dict[str, Tensor] = {}
@@ -172,8 +186,12 @@ class GrowingState(BlockState):
         self._trim()
         return {name: buffer[:, self._start : self._end] for name, buffer in self._buffers.items()}
 
+    @property
+    def held_bytes(self) -> int:
+        return sum(buffer.nbytes for buffer in self._buffers.values())
+
     def copy(self) -> GrowingState:
-        twin = GrowingState(self.keep)
+        twin = GrowingState(self.keep, self.room)
         twin.first_position, twin._dropped = self.first_position, self._dropped
         twin._start, twin._end = self._start, self._end
         twin._buffers = {name: buffer.clone() for name, buffer in self._buffers.items()}
@@ -209,7 +227,9 @@ class GrowingState(BlockState):
         return [self._buffers[name][:, self._start : self._end]] if self._buffers else []
 
     def _allocate(self, new: dict[str, Tensor], time: int) -> None:
-        capacity = _capacity(time if self.keep is None else max(time, 2 * self.keep))
+        capacity = time + self.room if self.room else _capacity(time)
+        if self.keep is not None:
+            capacity = max(time, min(2 * self.keep, capacity) if self.room else 2 * self.keep)
         for name, tensor in new.items():
             self._buffers[name] = _buffer(tensor, capacity)
 

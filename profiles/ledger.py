@@ -88,8 +88,8 @@ def memory(spec: ModelSpec, request: Request, hardware: Hardware) -> Memory:
     weights_per_card = _weights_on_a_card(spec, request, weights, cards)
     training_per_card = sum(training.values()) / cards
     held = weights_per_card + state_per_card + activations + training_per_card
-    context = _context(request, hardware)
-    overhead = context + (0.0 if hardware.is_cpu else FRAGMENTATION * held)
+    context, room = _context(request, hardware), _room(spec, own)
+    overhead = context + room + (0.0 if hardware.is_cpu else FRAGMENTATION * held)
     return Memory(
         weights_bytes=weights_per_card * cards,
         state_bytes=state_per_card * cards,
@@ -105,9 +105,10 @@ def memory(spec: ModelSpec, request: Request, hardware: Hardware) -> Memory:
             **{f"training: {name}": size for name, size in training.items()},
             "activations": activations * cards,
             "context of the device": context * cards,
-            "allocator": (overhead - context) * cards,
+            "room for windows to move in": room * cards,
+            "allocator": (overhead - context - room) * cards,
         },
-        notes=_notes(request, cards, weights, state, state_per_card),
+        notes=_notes(request, cards, weights, plain_matrices(spec, request), state, state_per_card),
     )
 
 
@@ -124,11 +125,20 @@ def _weights(spec: ModelSpec, request: Request) -> dict[str, float]:
     parameters = spec.parameters()
     high = 4 if request.precision == "fp32" else 2
     ends = parameters.table + parameters.head
+    plain = plain_matrices(spec, request)
     return {
-        "matrices": request.weight_precision.bytes(parameters.matrix),
+        "matrices": request.weight_precision.bytes(parameters.matrix - plain) + float(plain * high),
         "embedding and head": request.weight_precision.bytes(ends) if request.gguf else float(ends * high),
         "kept in high precision": float(parameters.vector * high),
     }
+
+
+def plain_matrices(spec: ModelSpec, request: Request) -> int:
+    """Elements of matrices that stay in 16 bits, though the format is smaller: all but the experts (`experts_alone`)."""
+    parameters = spec.parameters()
+    if not request.weight_precision.experts_alone or not parameters.routed:
+        return 0
+    return parameters.matrix - parameters.routed
 
 
 def _routed(spec: ModelSpec, request: Request) -> float:
@@ -166,6 +176,20 @@ def _state(spec: ModelSpec, request: Request, cards: int) -> tuple[float, float,
     return whole, per_card, kinds
 
 
+def _room(spec: ModelSpec, request: Request) -> float:
+    """Bytes that our own modules hold beyond the state itself (`StateTensor.held`), no more than is generated."""
+    if request.training or request.engine != "native":
+        return 0.0
+    step = request.step(1, max(request.context - 1, 0))
+    spare = (
+        min(tensor.held - 1, request.generate / tensor.shape[0]) * tensor.bytes(step) * count
+        for _, count, tensors in spec.state(request.context)
+        for tensor in tensors
+        if tensor.held > 1
+    )
+    return request.batch * sum(spare)
+
+
 def _part(each: float, tensor: StateTensor, request: Request, cards: int) -> float:
     """Bytes on the fullest card of a state that takes `each` bytes for one sequence."""
     if request.parallel == "data":
@@ -191,9 +215,11 @@ def _training(spec: ModelSpec, request: Request, hardware: Hardware) -> dict[str
     if not request.training:
         return {}
     total = spec.parameters().total
-    worst = training_worst(spec, request, replace(request.step(request.prompt), fused=not hardware.is_cpu))
+    worst = training_worst(
+        spec, request, replace(request.step(request.prompt), fused=not hardware.is_cpu), hardware.count
+    )
     return {
-        "gradients": worst.gradients,
+        "gradients": worst.gradients * hardware.count,
         "optimizer": total * OPTIMIZER_BYTES[request.optimizer],
         "master weights": float(total * 4) if request.master_weights else 0.0,
         "activations": worst.activations,
@@ -205,16 +231,17 @@ def _context(request: Request, hardware: Hardware) -> float:
 
 
 def _notes(
-    request: Request, cards: int, weights: Mapping[str, float], state: float, state_per_card: float
+    request: Request, cards: int, weights: Mapping[str, float], plain: int, state: float, state_per_card: float
 ) -> tuple[str, ...]:
     notes = []
     if request.offload:
         notes.append(f"{request.offload:.0%} of the experts lie in system memory")
-    high = weights["embedding and head"] + weights["kept in high precision"]
+    high = weights["embedding and head"] + weights["kept in high precision"] + 2.0 * plain
     if request.gguf:
         notes.append("a GGUF file quantises embedding and head too; norms, biases and routers stay in 16 bits")
     elif request.weight_precision.bits < 16:
-        notes.append(f"{high / GB:.2f} GB stay in 16 bits: embedding, head, norms, biases, routers")
+        what = "all but the experts" if plain else "embedding, head, norms, biases, routers"
+        notes.append(f"{high / GB:.2f} GB stay in 16 bits: {what}")
     if request.parallel == "tensor" and cards > 1 and state_per_card * cards > 1.01 * state:
         notes.append(f"{(state_per_card * cards - state) / GB:.2f} GB of state are copies: fewer heads than cards")
     return tuple(notes)

@@ -16,7 +16,7 @@ from archcompass.blocks.base import Op, Step
 from archcompass.blocks.model.spec import ModelSpec
 from archcompass.profiles.efficiency import Efficiency, seconds
 from archcompass.profiles.hardware import Hardware
-from archcompass.profiles.ledger import Memory, memory
+from archcompass.profiles.ledger import Memory, memory, plain_matrices
 from archcompass.profiles.request import Request
 from archcompass.profiles.tables import efficiency_of
 from archcompass.profiles.units import GB
@@ -174,6 +174,8 @@ def call(spec: ModelSpec, step: Step, request: Request, hardware: Hardware, tabl
         operations = _on_one_card(spec, step, request, cards)
     else:
         operations = owned_work(spec, step)
+    if plain_matrices(spec, request):
+        operations = [(owner, _in_16_bits(op)) for owner, op in operations]
     if request.gguf:
         operations = [_quantised_head(owner, op, request) for owner, op in operations]
     waited = 0.0
@@ -227,6 +229,13 @@ def _without_system(owner: str, op: Op, request: Request) -> tuple[str, Op]:
 def _longer(found: Call, seconds: float) -> Call:
     part = Part(name="experts in system memory", kind="grouped_gemm", count=1, ms=seconds * 1e3, bound="memory")
     return replace(found, ms=found.ms + part.ms, parts=(*found.parts, part))
+
+
+def _in_16_bits(op: Op) -> Op:
+    """A product outside the experts, its weight not quantised."""
+    if op.kind != "gemm" or not op.weight_bytes:
+        return op
+    return op._replace(weight_bytes=max(op.weight_bytes, 2.0 * op.shape[1] * op.shape[2]))
 
 
 def _quantised_head(owner: str, op: Op, request: Request) -> tuple[str, Op]:

@@ -121,7 +121,7 @@ class AttentionModule(BlockModule):
         """All keys and values the queries may see, the state that holds them, and the position of the first."""
         if not context.keep_state and state is None:
             return key, value, None, 0
-        cache = state if isinstance(state, GrowingState) else GrowingState(self._keep())
+        cache = state if isinstance(state, GrowingState) else GrowingState(self._keep(), context.room)
         seen = cache.append(key=key, value=value)
         return seen["key"], seen["value"], cache, cache.first_position
 

@@ -123,7 +123,8 @@ class Attention(Block):
         kept = self._visible(context)
         shape = (kept, self.num_key_value_heads, self.head_dim)
         grows = self.sliding_window is None and self.attention_chunk_size is None
-        return [StateTensor(name=name, shape=shape, dtype="cache", grows=grows) for name in ("key", "value")]
+        held = 1.0 if grows else min(context, 2 * kept) / max(kept, 1)
+        return [StateTensor(name=name, shape=shape, dtype="cache", grows=grows, held=held) for name in ("key", "value")]
 
     def work(self, width: int, step: Step) -> list[Op]:
         rows, gate = step.tokens, self.query_width if self.output_gate else 0
@@ -138,9 +139,17 @@ class Attention(Block):
         ]
 
     def live(self, width: int, step: Step) -> Live:
-        projected = step.tokens * (2 * self.query_width + 2 * self.key_width) * step.element_bytes
-        saved = projected + step.tokens * self.query_width * step.element_bytes
-        return Live(peak_bytes=projected + step.tokens * width * step.element_bytes, saved_bytes=saved * step.training)
+        queries, keys = self.query_width, self.key_width
+        projected = queries * (2 if self.output_gate else 1) + 2 * keys
+        turned = queries if self.rope or self.qk_norm != "none" else 0
+        gated = 2 * queries if self.output_gate else 0
+        peak = projected + turned + queries + max(width, gated)
+        saved = projected + queries + (turned and turned + keys) + gated
+        normed = 8 * (queries + keys) if self.qk_norm != "none" else 0
+        return Live(
+            peak_bytes=float(step.tokens * peak * step.element_bytes),
+            saved_bytes=float(step.tokens * (saved * step.element_bytes + normed) * step.training),
+        )
 
     def _visible(self, context: int) -> int:
         """Keys kept once `context` tokens were seen."""

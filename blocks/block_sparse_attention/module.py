@@ -47,7 +47,7 @@ class BlockSparseAttentionModule(BlockModule):
             part.unflatten(-1, (-1, self.spec.head_dim)) for part in self.qkv(x).split(self.sections, dim=-1)
         )
         query, key = turn(query, self.spec.rope, context), turn(key, self.spec.rope, context)
-        tokens, means = _states(state)
+        tokens, means = _states(state, context.room)
         seen = tokens.append(key=key, value=value)
         average = self._averages(seen, means)
         out = self._attend(x, query, seen, average)
@@ -119,11 +119,11 @@ class BlockSparseAttentionModule(BlockModule):
         return best.indices.masked_fill(best.values == float("-inf"), -1)
 
 
-def _states(state: BlockState | None) -> tuple[GrowingState, GrowingState]:
+def _states(state: BlockState | None, room: int) -> tuple[GrowingState, GrowingState]:
     tokens, means = part_of(state, "tokens"), part_of(state, "means")
     if isinstance(tokens, GrowingState) and isinstance(means, GrowingState):
         return tokens, means
-    return GrowingState(), GrowingState()
+    return GrowingState(room=room), GrowingState()
 
 
 def _compressed(scores: Tensor, value: Tensor) -> Tensor:

@@ -10,8 +10,17 @@ from typing import Literal, Self
 
 from pydantic import PositiveFloat, PositiveInt
 
-from archcompass.blocks.base import Block, Op, Parameters, StateTensor, Step, Traits, gemm, pointwise
-from archcompass.blocks.recurrence import conv_state, convolution, delta_recurrence, matrix_state
+from archcompass.blocks.base import Block, Live, Op, Parameters, StateTensor, Step, Traits, gemm, pointwise
+from archcompass.blocks.recurrence import (
+    channels_alive,
+    conv_state,
+    convolution,
+    delta_held,
+    delta_recurrence,
+    matrix_state,
+    norm_held,
+    recurrent_live,
+)
 
 
 class DeltaNet(Block):
@@ -89,6 +98,21 @@ class DeltaNet(Block):
             pointwise(step, "norm", rows * self.value_width, reads=1 + self.output_gate),
             gemm(step, "output projection", rows, self.value_width, width),
         ]
+
+    def live(self, width: int, step: Step) -> Live:
+        core = delta_held(
+            step,
+            key_heads=self.num_attention_heads,
+            heads=self.num_attention_heads,
+            key_dim=self.key_head_dim,
+            value_dim=self.value_head_dim,
+            decay="none",
+        )
+        norm = norm_held(step, self.value_width, "silu" if self.output_gate else None)
+        projected, unit = sum(self.sections), 2 * self.key_width
+        before = channels_alive(step, projected + self.conv_channels + unit)
+        saved = channels_alive(step, projected, unit)
+        return recurrent_live(step, before, core, norm, self.value_width, saved)
 
     @classmethod
     def tiny(cls) -> list[Self]:

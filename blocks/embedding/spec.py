@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import PositiveFloat, PositiveInt
 
 from archcompass.blocks.base import Block, Live, Op, Parameters, Step, Traits, gemm
+from archcompass.kernels.cross_entropy.memory import chunk_tokens
 
 
 class Embedding(Block):
@@ -80,8 +81,13 @@ class Head(Block):
         return [gemm(step, "head", self.rows(step), width, self.vocab_size, quantised=False)]
 
     def live(self, width: int, step: Step) -> Live:
-        logits = float(self.rows(step) * self.vocab_size * step.element_bytes)
-        return Live(peak_bytes=logits, saved_bytes=logits * step.training)
+        """Logits; in training those of one chunk, then the gradients of stream and weight, which come with the loss."""
+        if not step.training:
+            return Live(peak_bytes=float(self.rows(step) * self.vocab_size * step.element_bytes))
+        chunk = min(step.tokens, chunk_tokens(self.vocab_size)) if not step.fused else 0
+        stream, weight = step.tokens * width * step.element_bytes, self.vocab_size * width
+        forward = stream + 4 * weight + 12 * chunk * self.vocab_size
+        return Live(peak_bytes=float(max(forward, 3 * (stream + weight * step.element_bytes))))
 
     @classmethod
     def tiny(cls) -> list[Self]:

@@ -8,8 +8,17 @@ from typing import Literal, Self
 
 from pydantic import PositiveFloat, PositiveInt, model_validator
 
-from archcompass.blocks.base import Block, Op, Parameters, StateTensor, Step, Traits, gemm, pointwise
-from archcompass.blocks.recurrence import conv_state, convolution, delta_recurrence, matrix_state
+from archcompass.blocks.base import Block, Live, Op, Parameters, StateTensor, Step, Traits, gemm, pointwise
+from archcompass.blocks.recurrence import (
+    channels_alive,
+    conv_state,
+    convolution,
+    delta_held,
+    delta_recurrence,
+    matrix_state,
+    norm_held,
+    recurrent_live,
+)
 from archcompass.errors import SpecError
 
 
@@ -97,6 +106,20 @@ class GatedDeltaNet(Block):
             pointwise(step, "gated norm", rows * self.value_width, reads=2),
             gemm(step, "output projection", rows, self.value_width, width),
         ]
+
+    def live(self, width: int, step: Step) -> Live:
+        core = delta_held(
+            step,
+            key_heads=self.num_key_heads,
+            heads=self.num_value_heads,
+            key_dim=self.key_head_dim,
+            value_dim=self.value_head_dim,
+            decay="scalar",
+        )
+        projected, unit = sum(self.sections), 2 * self.key_width
+        before = channels_alive(step, projected + self.conv_channels + unit)
+        saved = channels_alive(step, projected, unit)
+        return recurrent_live(step, before, core, norm_held(step, self.value_width), self.value_width, saved)
 
     @classmethod
     def tiny(cls) -> list[Self]:

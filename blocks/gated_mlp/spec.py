@@ -53,10 +53,11 @@ class GatedMLP(Block):
         ]
 
     def live(self, width: int, step: Step) -> Live:
-        hidden = step.tokens * (self.inward + self.intermediate_size) * step.element_bytes
+        inner, each = self.intermediate_size, step.tokens * step.element_bytes
+        finished = 2 * inner if self.gated else max(inner, width)  # the activation beside the product, or y
         return Live(
-            peak_bytes=hidden + step.tokens * width * step.element_bytes,
-            saved_bytes=(hidden + step.tokens * self.intermediate_size * step.element_bytes) * step.training,
+            peak_bytes=each * (self.inward + max(finished, inner + width * self.gated)),
+            saved_bytes=each * (self.inward + finished * self.gated + inner * (not self.gated)) * step.training,
         )
 
     @classmethod

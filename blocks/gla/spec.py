@@ -8,8 +8,15 @@ from typing import Literal, Self
 
 from pydantic import PositiveFloat, PositiveInt
 
-from archcompass.blocks.base import Block, Op, Parameters, StateTensor, Step, Traits, gemm, pointwise
-from archcompass.blocks.recurrence import linear_recurrence, matrix_state
+from archcompass.blocks.base import Block, Live, Op, Parameters, StateTensor, Step, Traits, gemm, pointwise
+from archcompass.blocks.recurrence import (
+    channels_alive,
+    linear_held,
+    linear_recurrence,
+    matrix_state,
+    norm_held,
+    recurrent_live,
+)
 
 
 class GLA(Block):
@@ -76,6 +83,19 @@ class GLA(Block):
             pointwise(step, "gated norm", rows * self.value_width, reads=2),
             gemm(step, "output projection", rows, self.value_width, width),
         ]
+
+    def live(self, width: int, step: Step) -> Live:
+        core = linear_held(
+            step,
+            heads=self.num_attention_heads,
+            key_dim=self.key_head_dim,
+            value_dim=self.value_head_dim,
+            decay="vector",
+        )
+        projected = sum(self.sections)
+        saved = channels_alive(step, projected, 2 * self.key_width)
+        before = channels_alive(step, projected, self.key_width)
+        return recurrent_live(step, before, core, norm_held(step, self.value_width), self.value_width, saved)
 
     @classmethod
     def tiny(cls) -> list[Self]:

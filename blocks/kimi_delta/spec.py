@@ -9,8 +9,17 @@ from typing import Literal, Self
 
 from pydantic import PositiveFloat, PositiveInt
 
-from archcompass.blocks.base import Block, Op, Parameters, StateTensor, Step, Traits, gemm, pointwise
-from archcompass.blocks.recurrence import conv_state, convolution, delta_recurrence, matrix_state
+from archcompass.blocks.base import Block, Live, Op, Parameters, StateTensor, Step, Traits, gemm, pointwise
+from archcompass.blocks.recurrence import (
+    channels_alive,
+    conv_state,
+    convolution,
+    delta_held,
+    delta_recurrence,
+    matrix_state,
+    norm_held,
+    recurrent_live,
+)
 
 
 class KimiDelta(Block):
@@ -77,6 +86,15 @@ class KimiDelta(Block):
             pointwise(step, "gated norm", rows * inner, reads=2),
             gemm(step, "output projection", rows, inner, width),
         ]
+
+    def live(self, width: int, step: Step) -> Live:
+        heads, inner, projected = self.num_attention_heads, self.inner_width, sum(self.sections)
+        core = delta_held(
+            step, key_heads=heads, heads=heads, key_dim=self.head_dim, value_dim=self.head_dim, decay="vector"
+        )
+        before = channels_alive(step, projected + 5 * inner, inner)
+        saved = channels_alive(step, projected, 5 * inner)
+        return recurrent_live(step, before, core, norm_held(step, inner, "sigmoid"), inner, saved)
 
     @classmethod
     def tiny(cls) -> list[Self]:

@@ -11,8 +11,15 @@ from typing import Literal, Self
 from pydantic import PositiveFloat, PositiveInt
 
 from archcompass.blocks.activations import Activation
-from archcompass.blocks.base import Block, Op, Parameters, StateTensor, Step, Traits, gemm, pointwise
-from archcompass.blocks.recurrence import linear_recurrence, matrix_state
+from archcompass.blocks.base import Block, Live, Op, Parameters, StateTensor, Step, Traits, gemm, pointwise
+from archcompass.blocks.recurrence import (
+    channels_alive,
+    linear_held,
+    linear_recurrence,
+    matrix_state,
+    norm_held,
+    recurrent_live,
+)
 
 
 class Lightning(Block):
@@ -72,6 +79,21 @@ class Lightning(Block):
             pointwise(step, "gated norm", rows * inner, reads=2),
             gemm(step, "output projection", rows, inner, width),
         ]
+
+    def live(self, width: int, step: Step) -> Live:
+        inner = self.inner_width
+        core = linear_held(
+            step,
+            heads=self.num_attention_heads,
+            key_dim=self.head_dim,
+            value_dim=self.head_dim,
+            decay="constant",
+        )
+        norm = norm_held(step, inner, "sigmoid")
+        activated = channels_alive(step, 3 * inner)
+        gated = norm._replace(peak_bytes=norm.peak_bytes + channels_alive(step, inner))
+        found = recurrent_live(step, activated, core, gated, inner, activated)
+        return Live(peak_bytes=max(found.peak_bytes, 2 * activated), saved_bytes=found.saved_bytes)
 
     @classmethod
     def tiny(cls) -> list[Self]:

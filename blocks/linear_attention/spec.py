@@ -10,8 +10,8 @@ from typing import Literal, Self
 
 from pydantic import PositiveInt, model_validator
 
-from archcompass.blocks.base import Block, Op, Parameters, StateTensor, Step, Traits, gemm, pointwise
-from archcompass.blocks.recurrence import linear_recurrence, matrix_state
+from archcompass.blocks.base import Block, Live, Op, Parameters, StateTensor, Step, Traits, gemm, pointwise
+from archcompass.blocks.recurrence import channels_alive, linear_held, linear_recurrence, matrix_state
 from archcompass.errors import SpecError
 
 
@@ -77,6 +77,15 @@ class LinearAttention(Block):
             *([pointwise(step, "division by the weights", rows * self.sections[2])] if self.normalise else []),
             gemm(step, "output projection", rows, self.sections[2], width),
         ]
+
+    def live(self, width: int, step: Step) -> Live:
+        heads, projected, values = self.num_attention_heads, sum(self.sections), self.num_attention_heads * self.columns
+        core = linear_held(step, heads=heads, key_dim=self.features, value_dim=self.columns, decay="none")
+        features = 2 * heads * self.features
+        before = channels_alive(step, projected + features + values * self.normalise)
+        masks = step.tokens * features if self.feature_map == "elu" else 0
+        saved = channels_alive(step, projected + features + values * self.normalise + self.sections[2]) + masks
+        return Live(peak_bytes=before + core.peak_bytes, saved_bytes=(saved + core.saved_bytes) * step.training)
 
     @classmethod
     def tiny(cls) -> list[Self]:

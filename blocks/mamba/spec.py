@@ -11,8 +11,10 @@ from typing import Literal, Self
 from pydantic import PositiveFloat, PositiveInt
 
 from archcompass.blocks.base import Block, Live, Op, Parameters, StateTensor, Step, Traits, costed, gemm, pointwise
+from archcompass.blocks.recurrence import channels_alive
 from archcompass.kernels.conv.cost import causal_conv_cost
 from archcompass.kernels.selective_scan.cost import selective_scan_cost
+from archcompass.kernels.selective_scan.memory import selective_scan_held
 
 
 class Mamba(Block):
@@ -106,8 +108,18 @@ class Mamba(Block):
         return costed(step, "selective_scan", "selective scan", cost, shape, weights=inner * (entries + 1))
 
     def live(self, width: int, step: Step) -> Live:
-        streams = step.tokens * self.intermediate_size * step.element_bytes
-        return Live(peak_bytes=5 * streams, saved_bytes=6 * streams * step.training)
+        inner, entries = self.intermediate_size, self.state_size
+        core = selective_scan_held(
+            batch=step.batch,
+            new_tokens=step.new_tokens,
+            channels=inner,
+            state_dim=entries,
+            element_bytes=step.element_bytes,
+            fused=step.fused,
+        )
+        before = channels_alive(step, 4 * inner + sum(self.sections))
+        saved = before + channels_alive(step, inner) + core.saved_bytes
+        return Live(peak_bytes=before + core.peak_bytes, saved_bytes=saved * step.training)
 
     @classmethod
     def tiny(cls) -> list[Self]:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from archcompass.blocks.base import Block, Live, Op, Parameters, StateTensor, Step, Traits, costed, gemm, pointwise
+from archcompass.blocks.recurrence import channels_alive, linear_held, norm_held, recurrent_live
 from archcompass.errors import SpecError
 from archcompass.kernels.conv.cost import causal_conv_cost
 from archcompass.kernels.linear_attention.cost import linear_attention_cost
@@ -154,10 +155,21 @@ class Mamba2(Block):
         return costed(step, "scan", "state space scan", cost, shape)
 
     def live(self, width: int, step: Step) -> Live:
-        projected = step.tokens * (self.projected_width + self.conv_channels) * step.element_bytes
-        scanned = 2 * step.tokens * self.inner_width * step.element_bytes
-        saved = projected + scanned + step.tokens * self.num_heads * 8
-        return Live(peak_bytes=projected + scanned, saved_bytes=saved * step.training)
+        core = linear_held(
+            step,
+            heads=self.num_heads,
+            groups=self.n_groups,
+            key_dim=self.state_size,
+            value_dim=self.head_dim,
+            decay="scalar",
+            chunk=self.chunk_size,
+        )
+        norm = norm_held(step, self.inner_width)
+        narrow = self.projected_width + self.conv_channels + self.inner_width
+        saved = channels_alive(step, narrow, 12 * self.num_heads)
+        return recurrent_live(
+            step, channels_alive(step, narrow, 2 * self.num_heads), core, norm, self.inner_width, saved
+        )
 
     @classmethod
     def tiny(cls) -> list[Self]:

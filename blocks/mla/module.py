@@ -71,7 +71,7 @@ class MLAModule(BlockModule):
     ) -> tuple[dict[str, Tensor], BlockState | None]:
         if not context.keep_state and state is None:
             return new, None
-        cache = state if isinstance(state, GrowingState) else GrowingState()
+        cache = state if isinstance(state, GrowingState) else GrowingState(room=context.room)
         return cache.append(**new), cache
 
     def _expanded(self, query: Tensor, rows: Tensor, context: Context) -> Tensor:

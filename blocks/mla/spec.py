@@ -238,13 +238,23 @@ class MLA(Block):
 
     def live(self, width: int, step: Step) -> Live:
         keys, heads = step.past_tokens + step.new_tokens, self.num_attention_heads
-        queries = step.tokens * (sum(self.sections) + heads * self.qk_head_dim)
+        latents = (self.q_lora_rank or 0) + self.cached_width
+        queries, values = heads * self.qk_head_dim, heads * self.v_head_dim
         if self.absorbs(step.new_tokens, keys):
-            inner = step.tokens * heads * (self.cached_width + self.kv_lora_rank)
-        else:
-            inner = step.batch * keys * heads * (2 * self.qk_nope_head_dim + self.qk_rope_head_dim + self.v_head_dim)
-        total = (queries + inner + step.tokens * heads * self.v_head_dim) * step.element_bytes
-        return Live(peak_bytes=total, saved_bytes=total * step.training)
+            inner = heads * (2 * self.cached_width + self.kv_lora_rank)
+            peak = step.tokens * (sum(self.sections) + latents + queries + inner + values)
+            return Live(peak_bytes=float(peak * step.element_bytes), saved_bytes=float(peak * 2 * step.training))
+        # On a processor the fused kernel wants keys and values of one width, and gets copies.
+        copied = 0 if step.fused or self.qk_head_dim == self.v_head_dim else 1
+        expanded = step.batch * keys * (heads * self.qk_nope_head_dim + values + queries * (1 + 2 * copied))
+        out = queries if copied else values
+        peak = step.tokens * (latents + queries * (1 + copied) + out) + expanded
+        normed = 8 * (latents - self.qk_rope_head_dim)
+        kept = latents + 4 * queries + values if copied else latents + 2 * queries + 3 * values
+        return Live(
+            peak_bytes=float(peak * step.element_bytes),
+            saved_bytes=float(step.tokens * (kept * step.element_bytes + normed) * step.training),
+        )
 
     @classmethod
     def tiny(cls) -> list[Self]:

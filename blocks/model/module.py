@@ -36,6 +36,11 @@ class ModelState:
         """Bytes of what is kept, for the whole batch."""
         return sum(state.nbytes for state in self.blocks if state is not None)
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the buffers that hold it: `nbytes`, and the room that caches keep for tokens to come."""
+        return sum(state.held_bytes for state in self.blocks if state is not None)
+
     def copy(self) -> ModelState:
         """An independent state with the same content."""
         return ModelState([state and state.copy() for state in self.blocks], self.past, self.padding)
@@ -139,6 +144,7 @@ class LanguageModel(nn.Module):
         logits_to_keep: int = 0,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
+        room: int = 0,
     ) -> Output:
         """One call.
 
@@ -148,6 +154,7 @@ class LanguageModel(nn.Module):
             logits_to_keep: only the last so many positions; 0 keeps all.
             attention_mask: [batch, time] 0 where a token is left padding; only at the start.
             labels: [batch, time] targets, already shifted; -100 is ignored. Gives `loss` and no logits.
+            room: tokens that will follow, when known at the first call: caches then take no more than they need.
 
         Raises:
             InputError: a mask with a hole or padding at the right, or one given again with a state.
@@ -155,7 +162,7 @@ class LanguageModel(nn.Module):
         if state is not None and attention_mask is not None:
             raise InputError("attention_mask is given at the start only; the state remembers it")
         state = state or ModelState(blocks=[None] * len(self.layers), padding=_padding(attention_mask))
-        context = Context(past=state.past, padding=state.padding, keep_state=not self.training)
+        context = Context(past=state.past, padding=state.padding, keep_state=not self.training, room=room)
         h, _ = self.embedding(input_ids, None, context)
         context.embeddings = h
         for index, layer in enumerate(self.layers):
@@ -187,7 +194,7 @@ class LanguageModel(nn.Module):
         try:
             tokens, state = [input_ids], None
             for _ in range(new_tokens):
-                out = self(tokens[-1], state, logits_to_keep=1)
+                out = self(tokens[-1], state, logits_to_keep=1, room=new_tokens)
                 tokens.append(out.logits.argmax(-1))
                 state = out.state
             return torch.cat([input_ids[:, :0], *tokens[1:]], dim=1)

@@ -180,11 +180,14 @@ class MoE(Block):
     def live(self, width: int, step: Step) -> Live:
         chosen, inner = step.tokens * self.num_experts_per_tok, self.expert_width(width)
         hidden = chosen * (self.inward + self.moe_intermediate_size + 2 * inner) * step.element_bytes
-        routing = step.tokens * self.num_experts * 4
+        routing = step.tokens * 4 * self.num_experts + chosen * 32
         shared = self.shared.live(width, step) if self.shared else Live()
+        latent = step.tokens * inner * step.element_bytes if self.latent_size else 0
+        stream = step.tokens * width * step.element_bytes
+        kept = chosen * self.inward * step.element_bytes + 2 * routing + 2 * latent  # the rest is computed again
         return Live(
-            peak_bytes=max(hidden + routing, shared.peak_bytes) + step.tokens * width * step.element_bytes,
-            saved_bytes=(hidden + 2 * routing) * step.training + shared.saved_bytes,
+            peak_bytes=max(latent + hidden + routing, stream + shared.peak_bytes),
+            saved_bytes=kept * step.training + shared.saved_bytes,
         )
 
     @classmethod

@@ -8,7 +8,8 @@ from typing import Literal, Self
 
 from pydantic import PositiveFloat
 
-from archcompass.blocks.base import Block, Op, Parameters, Step, Traits, pointwise
+from archcompass.blocks.base import Block, Live, Op, Parameters, Step, Traits, pointwise
+from archcompass.kernels.norm.memory import rms_norm_held
 
 
 class Norm(Block):
@@ -22,6 +23,10 @@ class Norm(Block):
 
     def work(self, width: int, step: Step) -> list[Op]:
         return [pointwise(step, "norm", step.tokens * width)]
+
+    def live(self, width: int, step: Step) -> Live:
+        stream = step.tokens * width * step.element_bytes
+        return Live(peak_bytes=stream, saved_bytes=stream * step.training)
 
     @classmethod
     def tiny(cls) -> list[Self]:
@@ -43,6 +48,10 @@ class RMSNorm(Norm):
 
     def parameters(self, width: int) -> Parameters:
         return Parameters(vector=width if self.weight else 0)
+
+    def live(self, width: int, step: Step) -> Live:
+        held = rms_norm_held(rows=step.tokens, width=width, element_bytes=step.element_bytes, fused=step.fused)
+        return Live(peak_bytes=held.peak_bytes, saved_bytes=held.saved_bytes * step.training)
 
     @classmethod
     def tiny(cls) -> list[Self]:

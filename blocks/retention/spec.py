@@ -11,8 +11,15 @@ from typing import Literal, Self
 
 from pydantic import PositiveFloat, PositiveInt, model_validator
 
-from archcompass.blocks.base import Block, Op, Parameters, StateTensor, Step, Traits, gemm, pointwise
-from archcompass.blocks.recurrence import linear_recurrence, matrix_state
+from archcompass.blocks.base import Block, Live, Op, Parameters, StateTensor, Step, Traits, gemm, pointwise
+from archcompass.blocks.recurrence import (
+    channels_alive,
+    linear_held,
+    linear_recurrence,
+    matrix_state,
+    norm_held,
+    recurrent_live,
+)
 from archcompass.errors import SpecError
 
 
@@ -87,6 +94,21 @@ class Retention(Block):
             pointwise(step, "gated norm", rows * self.value_width, reads=2),
             gemm(step, "output projection", rows, self.value_width, width),
         ]
+
+    def live(self, width: int, step: Step) -> Live:
+        core = linear_held(
+            step,
+            heads=self.num_attention_heads,
+            key_dim=self.key_head_dim,
+            value_dim=self.value_head_dim,
+            decay="constant",
+        )
+        norm = norm_held(step, self.value_width, weight=False)
+        projected = channels_alive(step, 2 * self.key_width + 2 * self.value_width)
+        # Turned queries and keys and the gate's cast take the projection's place, where casts are copies.
+        saved = 0.0 if step.element_bytes < 4 and not step.fused else projected
+        before = projected + channels_alive(step, 2 * self.key_width)
+        return recurrent_live(step, before, core, norm, self.value_width, saved)
 
     @classmethod
     def tiny(cls) -> list[Self]:

@@ -11,8 +11,8 @@ from typing import Literal, Self
 from pydantic import PositiveInt, model_validator
 
 from archcompass.blocks.activations import Activation
-from archcompass.blocks.base import Block, Op, Parameters, StateTensor, Step, Traits, gemm, pointwise
-from archcompass.blocks.recurrence import conv_state, convolution, diagonal_recurrence
+from archcompass.blocks.base import Block, Live, Op, Parameters, StateTensor, Step, Traits, gemm, pointwise
+from archcompass.blocks.recurrence import channels_alive, conv_state, convolution, diagonal_held, diagonal_recurrence
 from archcompass.errors import SpecError
 
 
@@ -72,6 +72,14 @@ class RGLRU(Block):
             pointwise(step, "output gate", rows * channels, reads=2),
             gemm(step, "output projection", rows, channels, width),
         ]
+
+    def live(self, width: int, step: Step) -> Live:
+        channels, core = self.lru_width, diagonal_held(step, self.lru_width)
+        saved = channels_alive(step, 9 * channels, 6 * channels) + core.saved_bytes
+        return Live(
+            peak_bytes=channels_alive(step, 3 * channels, 2 * channels) + core.peak_bytes,
+            saved_bytes=saved * step.training,
+        )
 
     @classmethod
     def tiny(cls) -> list[Self]:

@@ -8,11 +8,10 @@ from torch.nn import functional as F
 
 from archcompass.blocks.base import Block
 from archcompass.blocks.runtime import BlockModule, BlockState, Context, FixedState, Linear
-from archcompass.blocks.rwkv4.spec import RWKV4ChannelMix, RWKV4TimeMix
+from archcompass.blocks.rwkv4.spec import SEGMENT, RWKV4ChannelMix, RWKV4TimeMix
 from archcompass.blocks.time_mixing import ShiftState, hide, keeps, previous, wide
 from archcompass.kernels.diagonal_scan import diagonal_scan
 
-SEGMENT = 256  # tokens whose sums are computed together: what they touch stays in a CPU's cache
 NOTHING = -1e38  # the exponent of an empty sum, and the key of a token that must not count
 
 

@@ -10,12 +10,15 @@ channel mix:
 The state is numerator, denominator and the exponent both are divided by, per channel, and the token before.
 """
 
+from dataclasses import replace
 from typing import Literal, Self
 
 from pydantic import PositiveInt
 
-from archcompass.blocks.base import Block, Op, Parameters, StateTensor, Step, Traits, gemm, pointwise
-from archcompass.blocks.recurrence import diagonal_recurrence, shift_state
+from archcompass.blocks.base import Block, Live, Op, Parameters, StateTensor, Step, Traits, gemm, pointwise
+from archcompass.blocks.recurrence import channels_alive, diagonal_recurrence, shift_state
+
+SEGMENT = 256  # tokens whose sums are computed together: what they touch stays in a CPU's cache
 
 
 class RWKV4TimeMix(Block):
@@ -56,6 +59,16 @@ class RWKV4TimeMix(Block):
             gemm(step, "output projection", rows, channels, width),
         ]
 
+    def live(self, width: int, step: Step) -> Live:
+        channels = self.channels(width)
+        together = replace(step, new_tokens=min(step.new_tokens, SEGMENT))
+        before = channels_alive(step, 4 * width + 2 * channels, 2 * channels)
+        return Live(
+            peak_bytes=before
+            + max(channels_alive(together, 0, 15 * channels), channels_alive(step, 2 * channels, channels)),
+            saved_bytes=channels_alive(step, 5 * width + 4 * channels, 17 * channels) * step.training,
+        )
+
     @classmethod
     def tiny(cls) -> list[Self]:
         return [cls(), cls(attention_hidden_size=20)]
@@ -92,6 +105,13 @@ class RWKV4ChannelMix(Block):
             gemm(step, "receptance", rows, width, width),
             pointwise(step, "receptance gate", rows * width, reads=2),
         ]
+
+    def live(self, width: int, step: Step) -> Live:
+        hidden = 2 * self.intermediate_size
+        return Live(
+            peak_bytes=channels_alive(step, 4 * width + hidden),
+            saved_bytes=channels_alive(step, 5 * width + hidden) * step.training,
+        )
 
     @classmethod
     def tiny(cls) -> list[Self]:

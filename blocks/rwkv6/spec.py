@@ -13,8 +13,8 @@ from typing import Literal, Self
 
 from pydantic import PositiveFloat, PositiveInt
 
-from archcompass.blocks.base import Block, Op, Parameters, StateTensor, Step, Traits, gemm, pointwise
-from archcompass.blocks.recurrence import linear_recurrence, matrix_state, shift_state
+from archcompass.blocks.base import Block, Live, Op, Parameters, StateTensor, Step, Traits, gemm, pointwise
+from archcompass.blocks.recurrence import channels_alive, linear_held, linear_recurrence, matrix_state, shift_state
 from archcompass.errors import SpecError
 
 
@@ -73,6 +73,18 @@ class RWKV6TimeMix(Block):
             gemm(step, "output projection", rows, width, width),
         ]
 
+    def live(self, width: int, step: Step) -> Live:
+        core = linear_held(
+            step, heads=width // self.head_dim, key_dim=self.head_dim, value_dim=self.head_dim, decay="vector"
+        )
+        ranks = 5 * self.time_mix_extra_dim + self.time_decay_extra_dim
+        before = channels_alive(step, 9 * width, width)
+        saved = channels_alive(step, 22 * width + 2 * ranks, 2 * width)
+        return Live(
+            peak_bytes=before + core.peak_bytes,
+            saved_bytes=(saved + core.saved_bytes) * step.training,
+        )
+
     @classmethod
     def tiny(cls) -> list[Self]:
         return [
@@ -112,6 +124,13 @@ class RWKV6ChannelMix(Block):
             gemm(step, "receptance", rows, width, width),
             pointwise(step, "receptance gate", rows * width, reads=2),
         ]
+
+    def live(self, width: int, step: Step) -> Live:
+        hidden = 2 * self.intermediate_size
+        return Live(
+            peak_bytes=channels_alive(step, 4 * width + hidden),
+            saved_bytes=channels_alive(step, 5 * width + hidden) * step.training,
+        )
 
     @classmethod
     def tiny(cls) -> list[Self]:

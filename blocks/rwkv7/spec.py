@@ -14,8 +14,8 @@ from typing import Literal, Self
 
 from pydantic import PositiveFloat, PositiveInt
 
-from archcompass.blocks.base import Block, Op, Parameters, StateTensor, Step, Traits, gemm, pointwise
-from archcompass.blocks.recurrence import low_rank_recurrence, matrix_state, shift_state
+from archcompass.blocks.base import Block, Live, Op, Parameters, StateTensor, Step, Traits, gemm, pointwise
+from archcompass.blocks.recurrence import channels_alive, low_rank_held, low_rank_recurrence, matrix_state, shift_state
 from archcompass.errors import SpecError
 
 
@@ -81,6 +81,15 @@ class RWKV7TimeMix(Block):
             gemm(step, "output projection", rows, width, width),
         ]
 
+    def live(self, width: int, step: Step) -> Live:
+        core = low_rank_held(step, heads=width // self.head_dim, head_dim=self.head_dim)
+        before = channels_alive(step, 14 * width, width)
+        saved = channels_alive(step, 24 * width + sum(self.ranks.values()), 2 * width)
+        return Live(
+            peak_bytes=before + core.peak_bytes,
+            saved_bytes=(saved + core.saved_bytes) * step.training,
+        )
+
     @classmethod
     def tiny(cls) -> list[Self]:
         ranks = {"decay_low_rank_dim": 5, "a_low_rank_dim": 4, "v_low_rank_dim": 3, "gate_low_rank_dim": 6}
@@ -117,6 +126,13 @@ class RWKV7ChannelMix(Block):
             pointwise(step, "squared ReLU", rows * self.intermediate_size),
             gemm(step, "value projection", rows, self.intermediate_size, width),
         ]
+
+    def live(self, width: int, step: Step) -> Live:
+        hidden = 2 * self.intermediate_size
+        return Live(
+            peak_bytes=channels_alive(step, width + hidden),
+            saved_bytes=channels_alive(step, 2 * width + hidden) * step.training,
+        )
 
     @classmethod
     def tiny(cls) -> list[Self]:

@@ -130,9 +130,9 @@ def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 
 def _backward(ctx, grad):  # type: ignore[no-untyped-def]
-    bias = ctx.saved_tensors[3]
-    d_x, d_before, d_weight, d_bias = causal_conv_backward_op(grad, *ctx.saved_tensors, ctx.silu)
-    return d_x, d_before, d_weight, None if bias is None else d_bias, None
+    saved = ctx.saved_tensors  # once: checkpointing hands them out a single time
+    d_x, d_before, d_weight, d_bias = causal_conv_backward_op(grad, *saved, ctx.silu)
+    return d_x, d_before, d_weight, None if saved[3] is None else d_bias, None
 
 
 causal_conv_op.register_autograd(_backward, setup_context=_keep)

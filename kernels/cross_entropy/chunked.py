@@ -14,13 +14,6 @@ from torch.utils.flop_counter import register_flop_formula
 
 from archcompass.kernels.cross_entropy.cost import linear_cross_entropy_cost
 
-CHUNK_BYTES = 64 * 2**20
-
-
-def chunk_tokens(vocab: int) -> int:
-    """Tokens per chunk: float32 logits of about CHUNK_BYTES, and at least 16 tokens."""
-    return max(16, CHUNK_BYTES // (4 * max(1, vocab)))
-
 
 def losses_of(
     hidden: Tensor,

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from archcompass.errors import InputError
-from archcompass.kernels.cross_entropy.chunked import chunk_tokens, losses_of, weighted_loss
+from archcompass.kernels.cross_entropy.chunked import losses_of, weighted_loss
+from archcompass.kernels.cross_entropy.memory import chunk_tokens
 from archcompass.kernels.cross_entropy.reference import linear_cross_entropy_reference
 from archcompass.kernels.dispatch import Choice, choose
 

@@ -46,7 +46,16 @@ def test_a_window_takes_no_more_than_its_share() -> None:
     state.append(key=numbered(0, 5000))
     for position in range(5000, 6000):
         state.append(key=numbered(position, 1))
-    assert state._buffers["key"].shape[1] <= 4 * 32
+    assert state._buffers["key"].shape[1] == 2 * 32
+
+
+def test_a_cache_of_known_length_takes_exactly_its_place() -> None:
+    state = GrowingState(room=10)
+    for position, time in ((0, 7), *((7 + step, 1) for step in range(10))):
+        state.append(key=numbered(position, time))
+    assert state.held_bytes == state.nbytes == 2 * 17 * 8
+    state.append(key=numbered(17, 1))
+    assert state.held_bytes > state.nbytes == 2 * 18 * 8
 
 
 def test_a_copy_goes_its_own_way() -> None:

@@ -3,6 +3,7 @@
 import pytest
 
 from archcompass.blocks.model.spec import ModelSpec
+from archcompass.blocks.zoo import published
 from archcompass.errors import InputError, UnknownNameError
 from archcompass.profiles.hardware import find
 from archcompass.profiles.ledger import Memory, memory
@@ -40,6 +41,14 @@ def test_quantised_weights_say_what_stays_in_high_precision(llama: ModelSpec) ->
     assert ledger.detail["weights: matrices"] == 6_979_321_856 * (4 + 20 / 128) / 8
     assert ledger.detail["weights: embedding and head"] == 2 * 128256 * 4096 * 2
     assert any("stay in 16 bits" in note for note in ledger.notes)
+
+
+@pytest.mark.parametrize(("name", "file_gib"), [("gpt-oss-20b", 12.833), ("gpt-oss-120b", 60.868)])
+def test_mxfp4_shrinks_the_experts_alone(name: str, file_gib: float) -> None:
+    """Sizes of the files: lhl/strix-halo-testing, llm-bench."""
+    ledger = held(published(name), precision="mxfp4")
+    assert ledger.weights_bytes == pytest.approx(file_gib * 2**30, rel=0.005)
+    assert any("all but the experts" in note for note in ledger.notes)
 
 
 def test_recurrent_state_does_not_grow(families: dict[str, ModelSpec]) -> None:
@@ -86,20 +95,28 @@ def test_cards_share_weights_and_copy_what_cannot_be_split(llama: ModelSpec) -> 
 
 
 def test_training_holds_gradients_and_moments(llama: ModelSpec) -> None:
-    ledger = held(llama, "8x h200", mode="training", prompt=512, generate=0)
-    assert ledger.detail["training: gradients"] == 8_030_261_248 * 2
+    ledger = held(llama, "h200", mode="training", prompt=512, generate=0)
+    assert ledger.detail["training: gradients"] == 8_030_261_248 * 2  # so few tokens: the update is the worst moment
     assert ledger.detail["training: optimizer"] == 8_030_261_248 * 8
     assert ledger.state_bytes == 0
-    eight_bit = held(llama, "8x h200", mode="training", prompt=512, optimizer="adamw-8bit")
+    eight_bit = held(llama, "h200", mode="training", prompt=512, optimizer="adamw-8bit")
     assert eight_bit.detail["training: optimizer"] < ledger.detail["training: optimizer"] / 3
 
 
 def test_recomputing_keeps_less(llama: ModelSpec) -> None:
     kept = [
-        held(llama, "8x h200", mode="training", prompt=2048, recompute=how).activation_bytes
+        held(llama, "8x h200", mode="training", prompt=2048, batch=64, recompute=how).total_bytes
         for how in ("none", "selective", "full")
     ]
     assert kept[0] > kept[1] > kept[2]
+
+
+def test_gradients_come_as_activations_go(llama: ModelSpec) -> None:
+    """With many tokens the worst moment is the loss, when there are no gradients yet."""
+    few, many = (held(llama, "h200", mode="training", prompt=size, batch=64) for size in (16, 4096))
+    assert few.detail["training: gradients"] == 8_030_261_248 * 2
+    assert many.detail["training: gradients"] < few.detail["training: gradients"] / 5
+    assert many.activation_bytes > few.activation_bytes + few.detail["training: gradients"]
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,8 @@ def test_weights_state_and_parameters_are_byte_for_byte_the_ledgers(tiny: ModelS
 def test_activations_are_near_the_ledgers(tiny: ModelSpec) -> None:
     request = Request(prompt=512, generate=0, precision="fp32")
     seen = measure(tiny, request, find("cpu"), seconds=1)
-    foreseen = memory(tiny, request, find("cpu")).activation_bytes
-    assert 0.5 < foreseen / seen.activation_bytes < 2.5
+    foreseen = memory(tiny, seen.request, find("cpu")).activation_bytes  # of what was run: a busy machine runs less
+    assert 0.6 < foreseen / seen.activation_bytes < 1.6
 
 
 def test_a_measurement_says_what_was_run(families: dict[str, ModelSpec]) -> None:

@@ -1,0 +1,31 @@
+"""What RMS normalisation keeps in memory beside its input. Torch-free; see `archcompass.kernels.held`."""
+
+from typing import Literal
+
+from archcompass.kernels.held import Held
+
+# Elements that the torch form computes at once in inference (CACHED_ELEMENTS in op.py).
+PIECE_ELEMENTS = 1 << 16
+
+
+def rms_norm_held(
+    *,
+    rows: int,
+    width: int,
+    element_bytes: int,
+    gate: Literal["silu", "sigmoid"] | None = None,
+    weight: bool = True,
+    fused: bool = True,
+) -> Held:
+    """Of [rows, width] numbers; `gate` is its activation where there is one, `fused` when a Triton kernel does it all.
+
+    What a backward pass needs includes the input here (not the gate), which the Triton kernel keeps as it is. The torch form
+    keeps it in float32, beside what comes of it, and with a gate both sides of the last product and the gate's own slope.
+    """
+    elements = rows * width
+    output = float(elements * element_bytes)
+    if fused:
+        return Held(output, output)
+    kept = 2 if gate is None else 3 + (gate == "silu") + weight - (element_bytes == 4)
+    piece = min(elements, PIECE_ELEMENTS) * (12 if gate else 8 if element_bytes < 4 else 0)
+    return Held(output + piece, 4.0 * elements * kept)

@@ -1,0 +1,24 @@
+"""What the selective scan keeps in memory beside its inputs. Torch-free; see `archcompass.kernels.held`."""
+
+from archcompass.kernels.cost import ceil_div
+from archcompass.kernels.held import Held
+
+BLOCK = 32
+"""Tokens between kept states (as in blocked.py)."""
+
+
+def selective_scan_held(
+    *, batch: int, new_tokens: int, channels: int, state_dim: int, element_bytes: int, fused: bool = True
+) -> Held:
+    """Arguments as in `selective_scan_cost`; `fused` when Triton kernels run it. Skip and gate are part of the operation.
+
+    The torch form casts x and dt to float32, and works through blocks of tokens with a decay and a state for every one of
+    them, the last block's still at hand. Autograd keeps the state at each block's start.
+    """
+    sequence, state = batch * new_tokens * channels, batch * channels * state_dim
+    starts = 4.0 * ceil_div(new_tokens, BLOCK) * state
+    if fused or new_tokens <= 1:
+        return Held(sequence * element_bytes + 4.0 * state, starts + 2 * sequence * element_bytes)
+    cast = 4 * sequence if element_bytes < 4 else 0
+    blocks = 4.0 * min(new_tokens, BLOCK) * state
+    return Held(2 * cast + 8 * sequence + 4 * blocks + 8 * state, 12 * sequence + 4 * cast + starts)
