@@ -159,13 +159,10 @@ def memory_of(sized: Sized, ask: Ask) -> dict[str, Any]:
 
 def speed_of(sized: Sized, ask: Ask) -> dict[str, Any]:
     """Times with their range and source; None for what cannot run."""
+    asked = {"prompt": ask.prompt, "batch": ask.reading.workload.concurrency}
     if sized.times is None:
-        return dict.fromkeys(
-            ("ttft_ms", "prefill_ms", "decode_ms_per_token", "tokens_per_second", "per_user"), None
-        ) | {
-            "source": "roofline",
-            "range": {},
-        }
+        times = ("ttft_ms", "prefill_ms", "decode_ms_per_token", "tokens_per_second", "per_user")
+        return dict.fromkeys(times) | {"source": "roofline", "range": {}} | asked
     load, first = sized.times.load, sized.times.first_token or sized.times.load
     step = load.decode_ms_per_token
     return {
@@ -178,9 +175,7 @@ def speed_of(sized: Sized, ask: Ask) -> dict[str, Any]:
         "range": {
             name: {"low": load.low[name], "high": load.high[name]} for name in ("prefill", "decode") if name in load.low
         },
-        "prompt": ask.prompt,
-        "batch": ask.reading.workload.concurrency,
-    }
+    } | asked
 
 
 def why(decision: Decision, family: Family, sized: Sized, vetoes: list[Veto]) -> list[str]:
@@ -289,7 +284,7 @@ def _shared_out(sized: Sized, cards: int, *, serves: bool) -> str:
     style = sized.style
     experts = f"{max(1, style.experts // cards)} of {style.experts} experts on each" if style.experts else ""
     if not serves:
-        return f"sequences and weights shared out among {cards} cards (fully sharded data parallel)"
+        return f"sequences and weights shared out among {cards} cards (fully sharded, which other tools than ours do)"
     if sized.request.parallel == "tensor":
         return f"tensor parallel over {cards} cards" + (f", {experts}" if experts else "")
     beside = f"experts shared out, {experts}; all else" if experts else "the whole model"

@@ -146,8 +146,8 @@ def confidence(decision: Decision, contradicted: list[str]) -> tuple[float, list
     first, *others = [family for family in decision.order if decision.fits[family]] or [decision.order[0]]
     lead = decision.strength[first] - max((decision.strength[family] for family in others), default=0.0)
     sure = (0.4 + 0.55 * (1.0 - exp(-max(lead, 0.0) / 0.2))) * AGREEMENT[first]
-    if lead < 0.1:
-        near = max(others, key=lambda family: decision.strength[family], default=first)
+    if lead < 0.1 and others:
+        near = max(others, key=lambda family: decision.strength[family])
         doubts.append(f"a near tie: {near} is as good an answer")
     for factor, holds, doubt in (
         (0.8, first == "ssm" and reading.signal <= 0.5, "no pure state space language model above 8B was published"),

@@ -30,24 +30,22 @@ def size(candidate: Data) -> str:
 
 def headings(data: Data, *, measured: bool) -> list[str]:
     """Headings of the families' table."""
-    prompt = data["candidates"][0]["speed"]
-    length = units.tokens(prompt["prompt"]) if prompt else "prompt"
-    speed = "per step" if _trains(data) else "decode/user"
     memory = f"memory of {units.gb(data['hardware']['total_memory_bytes'])}"
-    return ["", "family", "model", memory, f"prefill {length}", speed, *(["measured here"] if measured else []), "fits"]
+    length = units.tokens(data["candidates"][0]["speed"]["prompt"])
+    times = ["tokens read", "days"] if _trains(data) else [f"prefill {length}", "decode/user"]
+    return ["", "family", "model", memory, *times, *(["measured here"] if measured else []), "fits"]
 
 
 def rows(data: Data, profile: Data | None, bar: int) -> list[list[str]]:
     """A row per candidate, in rank order."""
-    capacity = data["hardware"]["total_memory_bytes"]
+    capacity, trains = data["hardware"]["total_memory_bytes"], _trains(data)
     return [
         [
             str(candidate["rank"]),
             candidate["family"],
             candidate["name"],
             memory_cell(candidate["memory"]["total_bytes"], capacity, bar),
-            prefill(candidate["speed"]),
-            decode(candidate["speed"]),
+            *(budget(candidate["training"]) if trains else (prefill(candidate["speed"]), decode(candidate["speed"]))),
             *([ratio(profile) if candidate["rank"] == 1 else ""] if profile else []),
             verdict(candidate),
         ]
@@ -92,6 +90,12 @@ def memory_cell(used: float, capacity: float, bar: int) -> str:
     filled = round(bar * used / capacity)
     picture = "#" * min(filled, bar) + "." * (bar - filled) if used <= capacity else "#" * (bar - 1) + "+"
     return f"{picture} {units.gb(used):>7}"
+
+
+def budget(training: Data) -> tuple[str, str]:
+    """(tokens that the training reads, days it takes)."""
+    days = training["days"]
+    return units.count(training["tokens"]), f"{days:.0f}" if days >= 10 else f"{days:.2g}"
 
 
 def prefill(speed: Data | None) -> str:
@@ -249,4 +253,6 @@ def _value(key: str, value: Any) -> str:
 
 
 def _trains(data: Data) -> bool:
-    return bool(data["workload"]["mode"] == "training" and data["candidates"][0]["training"])
+    """Whether the size was decided by training the model, and not by running it."""
+    pick = data["candidates"][0]
+    return bool(pick["training"]) and pick["speed"]["ttft_ms"] is None

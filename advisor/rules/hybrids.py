@@ -134,7 +134,8 @@ def _reason(reading: Reading) -> str:
     if work.unbounded and reading.recall < 0.8:
         return f"{load} {outweighs} the weights: a constant state carries the past, windows of attention look up what is recent"
     if work.recall in ("high", "exact"):
-        return f"{load} {outweighs} the weights, and answers must be exact: a few attention layers look up, the rest stay flat"
+        must = "be exact" if work.recall == "exact" else "quote what was read"
+        return f"{load} {outweighs} the weights, and answers must {must}: a few attention layers look up, the rest stay flat"
     return f"{load} {outweighs} the weights: a few attention layers keep the recall, the rest keep the memory flat"
 
 

@@ -98,6 +98,38 @@ def test_the_terminal_report_stays_within_its_columns(
     assert "\x1b[" not in done.out
 
 
+@pytest.mark.parametrize("mode", ["training", "finetuning"])
+@pytest.mark.parametrize("gpu", ["h100-sxm", "64x h100-sxm"])
+def test_what_is_trained_is_told_in_tokens_and_days(cli: Callable[..., Done], mode: str, gpu: str) -> None:
+    done = cli("recommend", "--mode", mode, "--context", "4k", "--gpu", gpu)
+    assert done.code == 0
+    assert "days" in done.out
+    assert "decode/user" not in done.out
+
+
+def test_high_effort_shows_what_could_be_had_instead(cli: Callable[..., Done]) -> None:
+    done = cli("recommend", "--gpu", "l40s", "--effort", "high")
+    assert "Could be had instead" in done.out
+    assert "dense-equivalent" in done.out
+    front = json.loads(cli("recommend", "--gpu", "l40s", "--effort", "high", "--json").out)["front"]
+    assert len(front) > 5
+    assert {"family", "name", "precision", "quality", "memory_bytes", "per_user"} <= set(front[0])
+    assert json.loads(cli("recommend", "--gpu", "l40s", "--json").out)["front"] == []
+
+
+def test_a_family_that_stands_in_says_what_the_better_one_needs(cli: Callable[..., Done]) -> None:
+    done = cli("recommend", "--context", "4M", "--concurrency", 33, "--vram", "8GB", "--gpu", "t4")
+    assert "only stands in" in " ".join(done.out.split())
+    assert "a near tie" not in done.out
+
+
+def test_experts_in_system_memory_are_told(cli: Callable[..., Done]) -> None:
+    asked = ["recommend", "--task", "qa", "--breadth", "encyclopedic", "--knowledge", "weights", "--ram", "96GB"]
+    one, many = (" ".join(cli(*asked, "--context", "8k", "--concurrency", users).out.split()) for users in (1, 8))
+    assert "of experts in system memory" in one
+    assert "are not counted on" in many
+
+
 def test_flags_override_the_file(cli: Callable[..., Done]) -> None:
     done = cli("recommend", EXAMPLES[0], "--gpu", "L4", "--context", "8k", "--json")
     workload = json.loads(done.out)["workload"]
