@@ -25,6 +25,9 @@ VLLM_ARCHITECTURES = frozenset(
 )
 """Those of ours in vLLM's model registry (vllm/model_executor/models/registry.py, commit 0002bff, after 0.12)."""
 
+VLLM_NEWER = frozenset({"MellumForCausalLM"})
+"""Those that a later registry lists, and the one above does not yet."""
+
 HEADER = '#!/bin/sh\nset -eu\ncd "$(dirname "$0")"\n'
 
 
@@ -49,7 +52,7 @@ def vllm(
         ConversionError: vLLM has no such architecture, or cannot spread its heads over so many cards; names the field.
     """
     architecture = config["architectures"][0]
-    if architecture not in VLLM_ARCHITECTURES:
+    if architecture not in VLLM_ARCHITECTURES | VLLM_NEWER:
         raise ConversionError(f"architectures is {architecture!r}, which vLLM {VLLM} does not list")
     cards = 1 if hardware is None else hardware.count
     heads = config.get("num_attention_heads") or config.get("num_heads")
@@ -67,7 +70,8 @@ def vllm(
     said = ["# A design has no tokenizer: requests and answers are token ids. With one in this folder, drop that flag."]
     if not has_weights:
         said.append("# No weights here: vLLM fills in random ones, good for speed and memory alone.")
-    return _script(f"vLLM {VLLM} and later", said, "vllm serve .", flags)
+    versions = f"a vLLM later than {VLLM}" if architecture in VLLM_NEWER else f"vLLM {VLLM} and later"
+    return _script(versions, said, "vllm serve .", flags)
 
 
 def torchrun(spec: ModelSpec, plan: Plan, *, data: str, hardware: Hardware | None = None) -> str:

@@ -27,7 +27,7 @@ app = typer.Typer(
         "Which neural architecture fits your workload: picked with reasons, sized for your GPU, built from real blocks, "
         "profiled."
     ),
-    epilog="Exit codes: 0 done and fits · 1 does not fit, or a check failed · 2 bad input.",
+    epilog="Exit codes: 0 done and fits · 1 does not fit, or a check failed · 2 bad input · 130 stopped by Ctrl-C.",
 )
 
 

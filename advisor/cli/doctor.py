@@ -12,6 +12,8 @@ def doctor(as_json: AsJson = False) -> None:
     """Versions, devices, and which kernel serves which operation here, and why.
 
     Paste its output into a bug report.
+
+    Example: archcompass doctor
     """
     from archcompass.advisor.doctor import examine
 

@@ -39,6 +39,9 @@ def test_a_newcomers_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     out = capsys.readouterr().out
     assert "learns: held-out loss" in out
     assert int(out.strip().splitlines()[-1]) > 50_000, "what transformers counts in the trained folder"
+    losses = [float(found) for found in re.findall(r"step \d+: loss ([\d.]+)", out)]
+    assert len(losses) == 20
+    assert losses[-1] < 0.8 * losses[0] < 0.8 * 5.55, "transformers goes on from the trained weights"
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "workload.yaml",
         "model.yaml",
