@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from archcompass.errors import InputError
 from archcompass.kernels.dispatch import Backend, Choice, choose, settled
-from archcompass.kernels.norm.reference import ACTIVATIONS, reference
+from archcompass.kernels.norm.reference import ACTIVATIONS, Rule, reference
 from archcompass.kernels.norm.tiles import WIDEST_GROUP
 
 OPERATION = "rms_norm"
@@ -101,14 +101,8 @@ def rms_norm(
         y, summed, _ = rms_norm_op(x, weight, residual, gate, eps, gate_first, sigmoid, size, unit_offset)
         return y if residual is None else (y, summed)
     summed = x if residual is None else residual + x
-    if chosen == "reference":
-        dtype = sum_dtype(x)
-        wide = [None if t is None else t.to(dtype) for t in (weight, gate)]
-        y = reference(summed.to(dtype), wide[0], eps, wide[1], gate_first, gate_activation, size, unit_offset).to(
-            x.dtype
-        )
-    else:
-        y = _by_blocks(summed, gate, weight, eps, gate_first, gate_activation, size, unit_offset)
+    serve = _reference if chosen == "reference" else _by_blocks
+    y = serve(summed, gate, weight, Rule(eps, gate_first, gate_activation, size, unit_offset))
     return y if residual is None else (y, summed)
 
 
@@ -127,86 +121,63 @@ def sum_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _by_blocks(
-    x: Tensor,
-    gate: Tensor | None,
-    weight: Tensor | None,
-    eps: float,
-    gate_first: bool,
-    gate_activation: str,
-    group_size: int,
-    unit_offset: bool,
-) -> Tensor:
+def _reference(x: Tensor, gate: Tensor | None, weight: Tensor | None, rule: Rule) -> Tensor:
+    gate, weight = (None if t is None else t.to(sum_dtype(x)) for t in (gate, weight))
+    return reference(x.to(sum_dtype(x)), gate, weight, rule).to(x.dtype)
+
+
+def _by_blocks(x: Tensor, gate: Tensor | None, weight: Tensor | None, rule: Rule) -> Tensor:
     """`_torch`; on a CPU without a graph, in place and a few rows at a time, so that each pass finds them in the cache."""
-    rest = weight, eps, gate_first, gate_activation, group_size, unit_offset
     recorded = torch.compiler.is_compiling() or torch.is_grad_enabled()
     if recorded or x.device.type != "cpu":
-        return _torch(x, gate, *rest)
-    plain = gate is None and not unit_offset and group_size == x.shape[-1]
+        return _torch(x, gate, weight, rule)
+    plain = gate is None and not rule.unit_offset and rule.group_size == x.shape[-1]
     if plain and x.numel() <= A_STEP and (weight is None or weight.dtype == x.dtype):
-        return F.rms_norm(x, (group_size,), weight, eps)
+        return F.rms_norm(x, (rule.group_size,), weight, rule.eps)
     if x.numel() <= 2 * CACHED_ELEMENTS:
-        return _in_place(x, gate, *rest)
+        return _in_place(x, gate, weight, rule)
     rows, out = x.flatten(0, -2), torch.empty(x.shape, dtype=x.dtype)
     gates = None if gate is None else gate.flatten(0, -2)
     step = max(1, torch.get_num_threads() * CACHED_ELEMENTS // x.shape[-1])
     for start in range(0, rows.shape[0], step):
         here = slice(start, start + step)
-        out.view(rows.shape)[here] = _in_place(rows[here], None if gates is None else gates[here], *rest)
+        out.view(rows.shape)[here] = _in_place(rows[here], None if gates is None else gates[here], weight, rule)
     return out
 
 
-def _torch(
-    x: Tensor,
-    gate: Tensor | None,
-    weight: Tensor | None,
-    eps: float,
-    gate_first: bool,
-    gate_activation: str,
-    group_size: int,
-    unit_offset: bool,
-) -> Tensor:
+def _torch(x: Tensor, gate: Tensor | None, weight: Tensor | None, rule: Rule) -> Tensor:
     """Plain torch around its own rms_norm, which is one pass over the data."""
     dtype = sum_dtype(x)
     scale = None if weight is None else weight.to(dtype)
-    if scale is not None and unit_offset:
+    if scale is not None and rule.unit_offset:
         scale = scale + 1
     wide = x.to(dtype)
-    opened = None if gate is None else ACTIVATIONS[gate_activation](gate.to(dtype))
-    if opened is not None and gate_first:
+    opened = None if gate is None else ACTIVATIONS[rule.gate_activation](gate.to(dtype))
+    if opened is not None and rule.gate_first:
         wide = wide * opened
-    if group_size == x.shape[-1]:
-        y = F.rms_norm(wide, (group_size,), scale, eps)
+    if rule.group_size == x.shape[-1]:
+        y = F.rms_norm(wide, (rule.group_size,), scale, rule.eps)
     else:
-        y = F.rms_norm(wide.unflatten(-1, (-1, group_size)), (group_size,), None, eps).flatten(-2)
+        y = F.rms_norm(wide.unflatten(-1, (-1, rule.group_size)), (rule.group_size,), None, rule.eps).flatten(-2)
         y = y if scale is None else y * scale
-    if opened is not None and not gate_first:
+    if opened is not None and not rule.gate_first:
         y = y * opened
     return y.to(x.dtype)
 
 
-def _in_place(
-    x: Tensor,
-    gate: Tensor | None,
-    weight: Tensor | None,
-    eps: float,
-    gate_first: bool,
-    gate_activation: str,
-    group_size: int,
-    unit_offset: bool,
-) -> Tensor:
+def _in_place(x: Tensor, gate: Tensor | None, weight: Tensor | None, rule: Rule) -> Tensor:
     """The same on a copy of its own, with one pass for the squares: half the memory traffic, and no gradients."""
     dtype = sum_dtype(x)
     y = x.to(dtype, copy=True, memory_format=torch.contiguous_format)
-    opened = None if gate is None else ACTIVATIONS[gate_activation](gate.to(dtype))
-    if opened is not None and gate_first:
+    opened = None if gate is None else ACTIVATIONS[rule.gate_activation](gate.to(dtype))
+    if opened is not None and rule.gate_first:
         y.mul_(opened)
-    groups = y.unflatten(-1, (-1, group_size))
+    groups = y.unflatten(-1, (-1, rule.group_size))
     squares = torch.linalg.vector_norm(groups, dim=-1, keepdim=True).square_()
-    groups.mul_(squares.div_(group_size).add_(eps).rsqrt_())
+    groups.mul_(squares.div_(rule.group_size).add_(rule.eps).rsqrt_())
     if weight is not None:
-        y.mul_(1 + weight.to(dtype) if unit_offset else weight.to(dtype))
-    if opened is not None and not gate_first:
+        y.mul_(1 + weight.to(dtype) if rule.unit_offset else weight.to(dtype))
+    if opened is not None and not rule.gate_first:
         y.mul_(opened)
     return y.to(x.dtype)
 
