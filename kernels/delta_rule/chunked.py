@@ -14,29 +14,42 @@ RWKV-7 (arXiv 2503.14456) has the same form with a for -βk, b for k, and values
     O  = scale · ((Q exp(c)) S + A_qb Z + A_qk V)
     S' = exp(c_C) S + (B exp(c_C - c))ᵀ Z + (K exp(c_C - c))ᵀ V
 
-so one state pass serves both. Only the state pass is sequential, over chunks; the rest is batched over a segment of
-SEGMENT tokens, which keeps its arrays in the cache and bounds memory in inference.
+so one state pass serves both. A decay per head that stays moderate inside a chunk leaves all of this but the values and
+the outputs: around the middle m of the chunk's decay (`kernels/decay.py`), with V' = e^(m - c) V and S' = e^m S,
+
+    U' = (I + β tril(K Kᵀ))⁻¹ β (V' - K S')      O = scale · e^(c - m) (Q S' + tril(Q Kᵀ) U')      S <- e^(c_C - m) (S' + Kᵀ U')
+
+which is how DeltaNet does without any decay. Heads that decay too strongly are then made again, exactly.
+
+Only the state pass is sequential, over chunks; the rest is batched over a segment of SEGMENT tokens, which keeps its
+arrays in the cache and bounds memory in inference.
 
 Shapes inside: N chunks, J = batch · heads, C tokens, [N, J, C, D]. Products run in the inputs' precision (float16 in
 float32: CPUs have no float16 products), decays, inverse and state in float32, or float64 for float64 inputs.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from archcompass.kernels.delta_rule.triangular import (
+from archcompass.kernels.decay import (
+    centred,
     decay_matrix,
     decayed,
+    moderated,
     running_sum,
-    unit_lower_inverse,
+    strong_heads,
     vector_decayed_scores,
 )
+from archcompass.kernels.delta_rule.triangular import unit_lower_inverse
 
 SEGMENT = 512
+# Where more than one head in this many decays strongly, the exact form serves them all.
+FEW = 4
 
 Inverse = Callable[[Tensor], Tensor]
 
@@ -44,14 +57,16 @@ Inverse = Callable[[Tensor], Tensor]
 class ChunkTerms(NamedTuple):
     """What the state pass needs of each chunk; the first dimension counts chunks.
 
-    rows: [N, J, 2C, K], the keys that predict (with their sign and beta), then the queries.
-    target: [N, J, C, V], what the prediction is added to.
+    rows: [N, J, 2C, K], the keys that predict (with their beta), then the queries.
+    target: [N, J, C, V], what the prediction is taken from.
     inverse: [N, J, C, C].
     mix: [N, J, C, C], scores of queries against what is written.
     tail: [N, J, R, K], keys under which it is written, decayed to the end of the chunk; R is C, or 2C with `values`.
-    decay: [N, J, K or 1, 1] over the whole chunk, or None.
+    decay: [N, J, K or 1, 1] over the whole chunk, of the state before it, or None.
     out: [N, J, C, V] to be added to the output, or None.
     values: [N, J, C, V] written besides under the second half of `tail`, or None.
+    coming_out: [N, J, C, 1], factor of the output, or None.
+    passing: [N + 1, J, 1, 1], factors of the state before the first chunk and after each, or None.
     """
 
     rows: Tensor
@@ -59,9 +74,11 @@ class ChunkTerms(NamedTuple):
     inverse: Tensor
     mix: Tensor
     tail: Tensor
-    decay: Tensor | None
+    decay: Tensor | None = None
     out: Tensor | None = None
     values: Tensor | None = None
+    coming_out: Tensor | None = None
+    passing: Tensor | None = None
 
 
 def delta_rule_chunked(
@@ -75,26 +92,42 @@ def delta_rule_chunked(
     chunk: int,
 ) -> tuple[Tensor, Tensor]:
     """Matmul form; arguments as in `archcompass.kernels.delta_rule.delta_rule`, with every default filled in."""
-    inputs = [q, k, v, beta] if log_decay is None else [q, k, v, beta, log_decay]
-    terms = vector_terms if log_decay is not None and log_decay.dim() == 4 else scalar_terms
-    outputs: list[Tensor] = []
-    for q, k, v, beta, *gate in _segments(inputs, chunk):
-        prepared = terms(q, k, v, beta, gate[0] if gate else None, scale, state.dtype)
-        out, state = _state_pass(prepared, state)
-        outputs.extend(out)
-    return _join(outputs, inputs[2]), state
+    run = partial(_through_segments, scale=scale, chunk=chunk)
+    if log_decay is not None and log_decay.dim() == 4:
+        return run(vector_terms, [q, k, v, beta, log_decay], state)
+    if log_decay is None:
+        return run(centred_terms, [q, k, v, beta], state)
+    log_decay = log_decay.to(state.dtype)
+    by_chunk = pad(log_decay, (0, 0, 0, -log_decay.shape[1] % chunk)).unflatten(1, (-1, chunk))
+    strong = strong_heads(by_chunk)
+    if strong is None or FEW * strong.numel() > v.shape[2]:
+        return run(scalar_terms, [q, k, v, beta, log_decay], state)
+    moderate = moderated(by_chunk, strong).flatten(1, 2)[:, : v.shape[1]]
+    out, last = run(centred_terms, [q, k, v, beta, moderate], state)
+    if not strong.numel():
+        return out, last
+    theirs = [x[:, :, strong // (v.shape[2] // k.shape[2])] for x in (q, k)]
+    theirs += [x[:, :, strong] for x in (v, beta, log_decay)]
+    exact, after = run(scalar_terms, theirs, state[:, strong])
+    return out.index_copy(2, strong, exact), last.index_copy(1, strong, after)
 
 
 def dplr_chunked(
     q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, log_decay: Tensor, state: Tensor, scale: float, chunk: int
 ) -> tuple[Tensor, Tensor]:
     """Matmul form; arguments as in `archcompass.kernels.delta_rule.dplr`, with every default filled in."""
-    inputs = [q, k, v, a, b, log_decay]
+    return _through_segments(dplr_terms, [q, k, v, a, b, log_decay], state, scale=scale, chunk=chunk)
+
+
+def _through_segments(
+    terms: Callable[..., ChunkTerms], inputs: Sequence[Tensor], state: Tensor, *, scale: float, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """The outputs, [batch, time, heads, V], and the last state. The third of the inputs are the values."""
     outputs: list[Tensor] = []
     for segment in _segments(inputs, chunk):
-        out, state = _state_pass(dplr_terms(*segment, scale=scale, precise=state.dtype), state)
+        out, state = _state_pass(terms(*segment, scale=scale, precise=state.dtype), state)
         outputs.extend(out)
-    return _join(outputs, v), state
+    return _join(outputs, inputs[2]), state
 
 
 def _segments(inputs: Sequence[Tensor], chunk: int) -> list[list[Tensor]]:
@@ -125,7 +158,8 @@ def scalar_terms(
     k: Tensor,
     v: Tensor,
     beta: Tensor,
-    log_decay: Tensor | None,
+    log_decay: Tensor | None = None,
+    *,
     scale: float,
     precise: torch.dtype,
     invert: Inverse = unit_lower_inverse,
@@ -139,7 +173,7 @@ def scalar_terms(
     beta = beta.to(precise)
     cumulative = beta.new_zeros(()).expand_as(beta) if log_decay is None else running_sum(log_decay.to(precise), -1)
     relative, beta, cumulative = (
-        torch.unflatten(x, 2, (-1, group)) for x in (decay_matrix(cumulative), beta, cumulative)
+        torch.unflatten(x, 2, (-1, group)) for x in (decay_matrix(cumulative, cumulative), beta, cumulative)
     )
     q, k, v = (x.to(working) for x in (q, k, v))
     precise_k = k.to(precise)
@@ -151,7 +185,7 @@ def scalar_terms(
     def weighted(x: Tensor, weight: Tensor) -> Tensor:
         return x.unsqueeze(3) * weight.to(working).unsqueeze(-1)
 
-    rows = torch.cat([weighted(k, -beta * since_start), weighted(q, scale * since_start)], dim=-2)
+    rows = torch.cat([weighted(k, beta * since_start), weighted(q, scale * since_start)], dim=-2)
     return ChunkTerms(
         rows=rows.flatten(1, 3),
         target=(torch.unflatten(v, 2, (-1, group)) * beta.to(working).unsqueeze(-1)).flatten(1, 3),
@@ -162,12 +196,52 @@ def scalar_terms(
     )
 
 
+def centred_terms(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_decay: Tensor | None = None,
+    *,
+    scale: float,
+    precise: torch.dtype,
+) -> ChunkTerms:
+    """Terms without a decay, or under a moderate one per head, which only the values and the outputs feel."""
+    working = _working(q.dtype)
+    group, value_heads = v.shape[2] // k.shape[2], (1, 3)
+    q, k, v = q.to(working) * scale, k.to(working), v.to(working)
+    rows = torch.cat([k, q], dim=-2)
+    precise_k = k.to(precise)
+    weight = torch.unflatten(beta.to(precise), 2, (-1, group)).unsqueeze(-2)
+    inverse = unit_lower_inverse((precise_k @ precise_k.mT).unsqueeze(3) * weight.mT) * weight
+
+    def for_values(x: Tensor) -> Tensor:
+        return x.unsqueeze(3).expand(-1, -1, -1, group, -1, -1).flatten(*value_heads)
+
+    rows = for_values(rows)
+    terms = ChunkTerms(
+        rows=rows,
+        target=v.flatten(1, 2),
+        # Above the diagonal it is zero, and its gradient, e^(c_i - c_j) for i < j, may overflow: tril drops it.
+        inverse=inverse.to(working).tril().flatten(*value_heads),
+        mix=for_values((q @ k.mT).tril()),
+        tail=rows[..., : k.shape[-2], :],
+    )
+    if log_decay is None:
+        return terms
+    factors = centred(log_decay.to(precise).permute(1, 0, 3, 2))
+    by_token = [x.permute(1, 0, 3, 2).flatten(1, 2).to(working).unsqueeze(-1) for x in factors[:2]]
+    passing = factors.passing.transpose(0, 1).flatten(1, 2)[..., None, None]
+    return terms._replace(target=terms.target * by_token[0], coming_out=by_token[1], passing=passing)
+
+
 def vector_terms(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     beta: Tensor,
-    log_decay: Tensor | None,
+    log_decay: Tensor | None = None,
+    *,
     scale: float,
     precise: torch.dtype,
     invert: Inverse = unit_lower_inverse,
@@ -183,7 +257,7 @@ def vector_terms(
     scores = vector_decayed_scores(torch.stack([k, q], dim=-2), along, k.unsqueeze(-2), along)
     among_keys, mix = scores.squeeze(-1).unbind(-2)
     since_start, until_end = decayed(cumulative), decayed(cumulative[..., -1:, :] - cumulative)
-    rows = torch.cat([-beta * k * since_start, scale * q * since_start], dim=-2)
+    rows = torch.cat([beta * k * since_start, scale * q * since_start], dim=-2)
     return ChunkTerms(
         rows=rows.to(working),
         target=(v.flatten(1, 2) * beta).to(working),
@@ -223,7 +297,7 @@ def dplr_terms(
     target, out = of_values.chunk(2, dim=-2)
     until_end = decayed(cumulative[..., -1:, :] - cumulative)
     return ChunkTerms(
-        rows=torch.cat([a * decayed(before), scale * q * decayed(cumulative)], dim=-2).to(working),
+        rows=torch.cat([-a * decayed(before), scale * q * decayed(cumulative)], dim=-2).to(working),
         target=target,
         inverse=invert(-a_b).to(working),
         mix=q_b.to(working),
@@ -238,15 +312,21 @@ def _state_pass(terms: ChunkTerms, state: Tensor) -> tuple[list[Tensor], Tensor]
     """Carries the state through the chunks: each one's outputs, [batch, C, heads, V], and the state after the last."""
     shape = state.shape
     state = state.flatten(0, 1)
+    if terms.passing is not None:
+        state = state * terms.passing[0]
     outputs = []
     for n in range(terms.rows.shape[0]):
         predicted, read = (terms.rows[n] @ state.to(terms.rows.dtype)).chunk(2, dim=-2)
-        written = terms.inverse[n] @ (terms.target[n] + predicted)
+        written = terms.inverse[n] @ (terms.target[n] - predicted)
         out = torch.baddbmm(read, terms.mix[n], written)
         out = out if terms.out is None else out + terms.out[n]
+        out = out if terms.coming_out is None else out * terms.coming_out[n]
         outputs.append(torch.unflatten(out, 0, shape[:2]).transpose(1, 2))
         if terms.values is not None:
             written = torch.cat([written, terms.values[n]], dim=-2)
-        added = (terms.tail[n].mT @ written).to(state.dtype)
-        state = state + added if terms.decay is None else torch.addcmul(added, state, terms.decay[n])
+        added = terms.tail[n].mT @ written
+        kept = terms.decay
+        state = state + added if kept is None else torch.addcmul(added.to(state.dtype), state, kept[n])
+        if terms.passing is not None:
+            state.mul_(terms.passing[n + 1])
     return outputs, state.view(shape)

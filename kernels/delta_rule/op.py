@@ -37,7 +37,7 @@ def delta_rule(
         S_t = (I - β_t k_t k_tᵀ) Diag(exp(g_t)) S_{t-1} + β_t k_t v_tᵀ        o_t = scale · S_tᵀ q_t
 
     Domain: k of length one (the caller normalises) and beta in [0, 2], else the state may grow without bound; the log
-    decay at most 0 and as strong as one likes. No exponent inside is ever positive. Past -110 a single token forgets
+    decay at most 0 and as strong as one likes. No exponent inside is past 60. Past -110 a single token forgets
     everything (-800 in float64); the decay between two tokens of a chunk is exact to |sum of the chunk's log decay|
     times the rounding of float32.
 

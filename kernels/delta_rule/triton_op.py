@@ -44,7 +44,7 @@ def delta_rule_triton(
     like = v
     q, k, v, beta, *gate = (_to_chunks(x, chunks, spans) for x in inputs if x is not None)
     make = vector_terms if log_decay is not None and log_decay.dim() == 4 else scalar_terms
-    terms = make(q, k, v, beta, gate[0] if gate else None, scale, state.dtype, invert=unit_lower_inverse_op)
+    terms = make(q, k, v, beta, *gate, scale=scale, precise=state.dtype, invert=unit_lower_inverse_op)
     return _trained(terms, state, chunks, spans, like)
 
 
@@ -125,7 +125,7 @@ def _trained(
 ) -> tuple[Tensor, Tensor]:
     """The state pass and the outputs, with gradients."""
     predict, read = terms.rows.chunk(2, dim=-2)
-    w, u = terms.inverse @ predict, terms.inverse @ terms.target
+    w, u = terms.inverse @ -predict, terms.inverse @ terms.target
     decay = None if terms.decay is None else terms.decay.squeeze(-1)
     states, written, last = state_pass_op(w, u, terms.tail, decay, terms.values, state, chunks.bounds)
     out = read @ states + terms.mix @ written

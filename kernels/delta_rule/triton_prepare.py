@@ -19,8 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from archcompass.kernels.decay import STRONGEST_DECAY
 from archcompass.kernels.delta_rule.tiles import OUTPUT, RUNNING, SCORES, VECTOR_SCORES, WRITES
-from archcompass.kernels.delta_rule.triangular import STRONGEST_DECAY
 from archcompass.kernels.delta_rule.triton_passes import BLOCK, precision
 
 STRONGEST = STRONGEST_DECAY[torch.float32]

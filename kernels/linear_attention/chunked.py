@@ -5,10 +5,9 @@ With b the running sum of the log decay inside a chunk of C tokens, and b_C its 
     O = (Q e^b) S + (A . causal) V          A_ij = sum_d q_id k_jd e^(b_id - b_jd)
     S <- e^(b_C) S + (K e^(b_C - b))^T V
 
-No exponent is ever positive, so nothing overflows however strong the decay. A scalar decay takes A from one product
-Q K^T, shared by the heads of a group, times e^(b_i - b_j). A vector decay cannot: e^(-b_j) alone overflows. There the
-chunk is halved again and again: queries of the right half meet keys of the left half through an anchor b* at the
-boundary, (q e^(b_i - b*)) . (k e^(b* - b_j)), and both exponents are negative.
+A decay per head that stays moderate inside a chunk takes the form of `centred.py`. One that is stronger takes A from the
+product Q K^T, shared by the heads of a group, times e^(b_i - b_j), whose exponents are never positive. A decay per channel
+has no such product: `kernels/decay.py` halves the chunk again and again.
 
 Heads that share queries and keys keep sharing them: the state of a group is held as [K, heads * V], and one product
 serves all its heads.
@@ -22,12 +21,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# exp(x) below these is nothing beside the terms that remain, and as a denormal number it would slow a CPU down.
-SMALLEST_EXPONENT = {torch.float64: -700.0, torch.float32: -80.0}
-# One token that forgets this much forgets all; a stronger decay would only cost the running sum its precision.
-STRONGEST_DECAY = {torch.float64: -800.0, torch.float32: -110.0}
+from archcompass.kernels.decay import (
+    STRONGEST_DECAY,
+    decay_matrix,
+    decayed,
+    moderated,
+    strong_heads,
+    vector_decayed_scores,
+)
+from archcompass.kernels.linear_attention.centred import centred_chunks
+
 # Elements of the largest temporary tensor that is still in a core's cache when it is read again.
 CACHED_ELEMENTS = 1 << 17
+# Where more than one head in this many decays strongly, the exact form serves them all.
+FEW = 4
 
 
 def chunked(
@@ -87,53 +94,70 @@ def _padded(
 def _whole_chunks(
     q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, exclusive: bool, state: Tensor, chunk: int
 ) -> tuple[Tensor, Tensor]:
-    if decay is not None and decay.dim() == 4:
-        return _per_channel(q, k, v, decay, exclusive, state, chunk)
-    return _per_head(q, k, v, decay, exclusive, state, chunk)
+    q, k, v = (x.unflatten(1, (-1, chunk)) for x in (q, k, v))
+    if decay is not None:
+        decay = decay.to(state.dtype)
+        decay = decay.expand(1, q.shape[1], chunk, -1) if decay.dim() == 1 else decay.unflatten(1, (-1, chunk))
+    if decay is not None and decay.dim() == 5:
+        out, state = _per_channel(q, k, v, decay, exclusive, state)
+    else:
+        out, state = _per_head(q, k, v, decay, exclusive, state)
+    return out.flatten(1, 2), state
 
 
 def _per_head(
-    q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, exclusive: bool, state: Tensor, chunk: int
+    q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, exclusive: bool, state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """One decay per head and token (or per head, or none): the heads of a group share one score matrix."""
-    batch, time, groups = q.shape[:3]
-    shape = (batch, time // chunk, chunk, groups, v.shape[2] // groups)
-    q, k = (x.unflatten(1, shape[1:3]).transpose(2, 3) for x in (q, k))  # [batch, chunks, groups, C, K]
-    values = v.reshape(*shape, v.shape[3])
-    fading = None if decay is None else _fading(decay, shape, exclusive, state.dtype, v.dtype, v.shape[3])
-    state = state.unflatten(1, shape[3:]).transpose(2, 3).flatten(3)  # [batch, groups, K, heads of the group * V]
-    step = _chunks_at_once(values, q.shape[-1])
-    out = torch.empty_like(values) if step < shape[1] else values
-    for first in range(0, shape[1], step):
+    """The centred form where the decay allows it, the exact one for the heads where it does not."""
+    if decay is None:
+        return centred_chunks(q, k, v, None, exclusive, state)
+    strong = strong_heads(decay)
+    if strong is None or FEW * strong.numel() > v.shape[3]:
+        return _exact_chunks(q, k, v, decay, exclusive, state)
+    out, last = centred_chunks(q, k, v, moderated(decay, strong), exclusive, state)
+    if not strong.numel():
+        return out, last
+    group = strong // (v.shape[3] // q.shape[3])
+    theirs = (q[:, :, :, group], k[:, :, :, group], v[:, :, :, strong], decay[..., strong])
+    exact, after = _exact_chunks(*theirs, exclusive, state[:, strong])
+    return out.index_copy(3, strong, exact), last.index_copy(1, strong, after)
+
+
+def _exact_chunks(
+    q: Tensor, k: Tensor, v: Tensor, decay: Tensor, exclusive: bool, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One decay per head, as strong as it likes: the heads of a group share scores, each with a decay matrix of its own."""
+    groups = q.shape[3]
+    q, k = q.transpose(2, 3), k.transpose(2, 3)  # [batch, chunks, groups, C, K]
+    values = v.unflatten(3, (groups, -1))
+    fading = _fading(decay.unflatten(3, (groups, -1)), exclusive, v)
+    state = state.unflatten(1, (groups, -1)).transpose(2, 3).flatten(3)  # [batch, groups, K, heads of the group * V]
+    step = _chunks_at_once(v, q.shape[-1])
+    pieces = []
+    for first in range(0, v.shape[1], step):
         here = slice(first, first + step)
-        now = None if fading is None else fading.at(here)
-        piece, state = _chunks_of_heads(q[:, here], k[:, here], values[:, here], now, exclusive, state)
-        if step >= shape[1]:
-            out = piece
-        else:
-            out[:, here] = piece
-    state = state.unflatten(3, (-1, v.shape[3])).transpose(2, 3).flatten(1, 2).contiguous()
-    return out.reshape(v.shape), state
+        piece, state = _chunks_of_heads(q[:, here], k[:, here], values[:, here], fading.at(here), exclusive, state)
+        pieces.append(piece)
+    out = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
+    state = state.unflatten(3, (-1, v.shape[4])).transpose(2, 3).flatten(1, 2).contiguous()
+    return out.flatten(3, 4), state
 
 
 def _chunks_of_heads(
-    q: Tensor, k: Tensor, v: Tensor, fading: _Fading | None, exclusive: bool, state: Tensor
+    q: Tensor, k: Tensor, v: Tensor, fading: _Fading, exclusive: bool, state: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Some chunks: the products inside each, the state through all, and what the queries read of it."""
     scores = (q @ k.mT).tril(-1 if exclusive else 0)
-    if fading is None:
-        inside = (scores @ _by_group(v)).transpose(2, 3)
-        states, state = _pass_state(k.mT @ _by_group(v), None, state)
-        return (inside + (q @ states.to(q.dtype)).transpose(2, 3)).reshape(v.shape), state
-    weights = scores.unsqueeze(3) * fading.between().to(v.dtype)
+    weights = scores.unsqueeze(3) * decay_matrix(fading.read, fading.running).to(v.dtype)
     inside = (weights @ v.permute(0, 1, 3, 4, 2, 5)).permute(0, 1, 4, 2, 3, 5)
-    states, state = _pass_state(k.mT @ _by_group(v * fading.to_end), fading.through, state)
+    written = k.mT @ (v * fading.to_end).flatten(4).transpose(2, 3)
+    states, state = _pass_state(written, fading.through, state)
     across = (q @ states.to(q.dtype)).transpose(2, 3).reshape(v.shape)
     return torch.addcmul(inside, across, fading.from_start), state
 
 
 class _Fading(NamedTuple):
-    """What a decay per head does inside chunks; a constant decay, alike in all, has one chunk in the second place.
+    """What a decay per head does inside chunks.
 
     `read` and `running` are the log decay from the start of the chunk to where a token reads, and to where it has
     written, [batch, chunks, groups, heads, C]; `from_start` = e^read and `to_end` = e^(b_C - b) weigh values, [batch,
@@ -148,91 +172,65 @@ class _Fading(NamedTuple):
 
     def at(self, chunks: slice) -> _Fading:
         """The part that belongs to some of the chunks."""
-        return self if self.read.shape[1] == 1 else _Fading(*(x[:, chunks] for x in self))
-
-    def between(self) -> Tensor:
-        """e^(b_i - b_j) on and below the diagonal, [batch, chunks, groups, heads, C, C]; above it, 1."""
-        i, j = self.read.unsqueeze(-1), self.running.unsqueeze(-2)
-        return (i - j).clamp(SMALLEST_EXPONENT[i.dtype], 0.0).exp()
+        return _Fading(*(x[:, chunks] for x in self))
 
 
-def _fading(
-    decay: Tensor, shape: tuple[int, ...], exclusive: bool, dtype: torch.dtype, value_dtype: torch.dtype, value_dim: int
-) -> _Fading:
-    decay = decay.to(dtype).clamp(min=STRONGEST_DECAY[dtype])
-    decay = decay.expand(1, shape[2], -1) if decay.dim() == 1 else decay
-    decay = decay.reshape(decay.shape[0], -1, *shape[2:])
+def _fading(decay: Tensor, exclusive: bool, v: Tensor) -> _Fading:
+    """Of a decay [batch, chunks, C, groups, heads], for values like v."""
+    decay = decay.clamp(min=STRONGEST_DECAY[decay.dtype])
     running = decay.cumsum(dim=2)
     read = running - decay if exclusive else running
     total = running[:, :, -1:]
-    from_start, to_end = (_exp(x).to(value_dtype).unsqueeze(-1) for x in (read, total - running))
-    through = _exp(total[:, :, 0]).repeat_interleave(value_dim, dim=-1).unsqueeze(-2)
+    from_start, to_end = (decayed(x).to(v.dtype).unsqueeze(-1) for x in (read, total - running))
+    through = decayed(total[:, :, 0]).repeat_interleave(v.shape[-1], dim=-1).unsqueeze(-2)
     # Contiguous by head, or every product with the scores would pay for the order of these.
     read, running = (x.permute(0, 1, 3, 4, 2).contiguous() for x in (read, running))
     return _Fading(read, running, from_start, to_end, through)
 
 
-def _by_group(v: Tensor) -> Tensor:
-    """[batch, chunks, C, groups, heads of the group, V] as one matrix per group, [batch, chunks, groups, C, heads * V]."""
-    return v.flatten(4).transpose(2, 3)
-
-
-def _exp(x: Tensor) -> Tensor:
-    """e^x, without denormal numbers."""
-    return x.clamp(min=SMALLEST_EXPONENT[x.dtype]).exp()
-
-
-def _chunks_at_once(values: Tensor, key_dim: int) -> int:
-    """On a CPU as many chunks as stay in its cache; all, where a graph is recorded."""
-    chunks, chunk = values.shape[1:3]
-    if values.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+def _chunks_at_once(v: Tensor, key_dim: int) -> int:
+    """Of [batch, chunks, C, heads, V], on a CPU as many chunks as stay in its cache; all, where a graph is recorded."""
+    chunks, size = v.shape[1:3]
+    if v.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return chunks
-    return max(
-        1, CACHED_ELEMENTS * chunks // (values.numel() // values.shape[-1] * max(values.shape[-1], key_dim, chunk))
-    )
+    return max(1, CACHED_ELEMENTS * chunks // (v.numel() // v.shape[-1] * max(v.shape[-1], key_dim, size)))
 
 
-def _pass_state(written: Tensor, kept: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
+def _pass_state(written: Tensor, kept: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """Hands the state from chunk to chunk: S <- kept S + written.
 
     Args:
         written: what each chunk adds, [batch, chunks, groups, K, columns].
-        kept: what a chunk leaves of the state before it, [batch or 1, chunks or 1, groups, heads] (each for a share of
-            the columns) or, with a decay per channel, [batch, chunks, groups, K, 1]; None for all of it.
+        kept: what a chunk leaves of the state before it, [batch or 1, chunks, groups, 1, columns] or, with a decay per
+            channel, [batch, chunks, groups, K, 1].
         state: the state before the first chunk, [batch, groups, K, columns].
 
     Returns:
         the state before each chunk, and the state after the last.
     """
-    chunks, before = written.shape[1], []
-    if kept is not None and kept.dim() == 4:
-        kept = kept.repeat_interleave(state.shape[-1] // kept.shape[-1], dim=-1).unsqueeze(-2)
-    for n in range(chunks):
+    before = []
+    for n in range(written.shape[1]):
         before.append(state)
-        new = written[:, n].to(state.dtype)
-        state = state + new if kept is None else torch.addcmul(new, kept[:, n if kept.shape[1] > 1 else 0], state)
-    return (torch.stack(before, dim=1) if chunks > 1 else before[0].unsqueeze(1)), state
+        state = torch.addcmul(written[:, n].to(state.dtype), kept[:, n], state)
+    return (torch.stack(before, dim=1) if len(before) > 1 else before[0].unsqueeze(1)), state
 
 
 def _per_channel(
-    q: Tensor, k: Tensor, v: Tensor, decay: Tensor, exclusive: bool, state: Tensor, chunk: int
+    q: Tensor, k: Tensor, v: Tensor, decay: Tensor, exclusive: bool, state: Tensor
 ) -> tuple[Tensor, Tensor]:
     """One decay per head, token and key channel: every head has its own scores."""
-    share = v.shape[2] // q.shape[2]
+    share = v.shape[3] // q.shape[3]
     if share > 1:
-        q, k = (x.repeat_interleave(share, dim=2) for x in (q, k))
-    dtype = state.dtype
-    decay = decay.to(dtype).clamp(min=STRONGEST_DECAY[dtype])
-    sizes = (q.shape[1] // chunk, chunk)
-    q, k, v, decay = (x.unflatten(1, sizes).transpose(2, 3) for x in (q, k, v, decay))  # [batch, chunks, heads, C, .]
-    step = _chunks_at_once(v.transpose(2, 3), q.shape[-1])
+        q, k = (x.repeat_interleave(share, dim=3) for x in (q, k))
+    step = _chunks_at_once(v, q.shape[-1])
+    decay = decay.clamp(min=STRONGEST_DECAY[decay.dtype])
+    q, k, v, decay = (x.transpose(2, 3) for x in (q, k, v, decay))  # [batch, chunks, heads, C, .]
     pieces = []
-    for first in range(0, sizes[0], step):
+    for first in range(0, v.shape[1], step):
         here = slice(first, first + step)
         piece, state = _chunks_of_channels(q[:, here], k[:, here], v[:, here], decay[:, here], exclusive, state)
         pieces.append(piece.transpose(2, 3))
-    out = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
-    return out.flatten(1, 2), state
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1), state
 
 
 def _chunks_of_channels(
@@ -242,31 +240,11 @@ def _chunks_of_channels(
     running = decay.cumsum(dim=3)
     read = running - decay if exclusive else running
     total = running[:, :, :, -1:]
-    inside = _anchored_scores(q, k, read, running, exclusive) @ v
-    written = (k * _exp(total - running)).to(k.dtype).mT @ v
-    states, state = _pass_state(written, _exp(total).mT, state)
-    return inside + (q * _exp(read)).to(q.dtype) @ states.to(q.dtype), state
-
-
-def _anchored_scores(q: Tensor, k: Tensor, read: Tensor, running: Tensor, exclusive: bool) -> Tensor:
-    """A_ij = sum_d q_id k_jd e^(b_id - b_jd) on and below the diagonal, by halving: [batch, chunks, heads, C, C].
-
-    Blocks of one token are the diagonal; two neighbouring blocks make one of twice the size by the product of the
-    right one's queries with the left one's keys, anchored at the boundary between them.
-    """
-    own = torch.zeros_like(q[..., 0]) if exclusive else (q * k).sum(-1)
-    blocks, size = own[..., None, None], 1
-    while size < q.shape[-2]:
-        pairs = (q.shape[-2] // (2 * size), 2, size)
-        q_right, read_right = (x.unflatten(-2, pairs)[..., 1, :, :] for x in (q, read))
-        k_left, running_left = (x.unflatten(-2, pairs)[..., 0, :, :] for x in (k, running))
-        anchor = running_left[..., -1:, :]
-        faded_q = (q_right * _exp(read_right - anchor)).to(q.dtype)
-        faded_k = (k_left * _exp(anchor - running_left)).to(k.dtype)
-        left, right = blocks.unflatten(-3, pairs[:2]).unbind(-3)
-        below = torch.cat([faded_q @ faded_k.mT, right], dim=-1)
-        blocks, size = torch.cat([F.pad(left, (0, size)), below], dim=-2), 2 * size
-    return blocks.squeeze(-3)
+    scores = vector_decayed_scores(*(x.unsqueeze(-2) for x in (q, read, k, running))).squeeze(-1).squeeze(-2)
+    inside = (scores.tril(-1) if exclusive else scores) @ v
+    written = (k * decayed(total - running)).to(k.dtype).mT @ v
+    states, state = _pass_state(written, decayed(total).mT, state)
+    return inside + (q * decayed(read)).to(q.dtype) @ states.to(q.dtype), state
 
 
 def own_token(q: Tensor, k: Tensor, v: Tensor, bonus: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 from torch.utils.flop_counter import FlopCounterMode
 
 from archcompass.errors import BackendError, InputError
+from archcompass.kernels.decay import vector_decayed_scores
 from archcompass.kernels.delta_rule import (
     delta_rule,
     delta_rule_cost,
@@ -22,7 +23,7 @@ from archcompass.kernels.delta_rule import (
     dplr_step,
     explain,
 )
-from archcompass.kernels.delta_rule.triangular import unit_lower_inverse, vector_decayed_scores
+from archcompass.kernels.delta_rule.triangular import unit_lower_inverse
 
 DECAYS = ("none", "scalar", "vector")
 Inputs = dict[str, Any]
@@ -122,6 +123,25 @@ def test_the_reference_has_the_gradients_of_its_formula(operation: Any, step: An
         return operation(**call, initial_state=state, backend="reference")
 
     assert torch.autograd.gradcheck(run, (state, *(inputs[name].requires_grad_() for name in names)))
+
+
+@pytest.mark.parametrize("precision", [torch.float64, torch.float32])
+def test_a_few_heads_may_decay_too_strongly_for_the_rest(precision: torch.dtype) -> None:
+    """One head in eight is past what two factors can express, inside one chunk; another comes close to it."""
+    inputs = delta_inputs("scalar", batch=1, heads=8, key_dim=12, value_dim=10)
+    log_decay = inputs["log_decay"]
+    assert log_decay is not None
+    log_decay[:, 20:30, 5], log_decay[:, 10:20, 2] = -25.0, -8.0
+    exact = delta_rule(**inputs, backend="reference")
+    leaves = {name: x.to(precision).requires_grad_() for name, x in inputs.items() if x is not None}
+    out, state = delta_rule(**leaves, backend="torch")
+    tolerance = 1e-10 if precision == torch.float64 else 1e-4
+    assert_equal((out.double(), state.double()), exact, tolerance)
+    mine = torch.autograd.grad(out.square().sum() + state.square().sum(), list(leaves.values()))
+    again = {name: x.clone().requires_grad_() for name, x in inputs.items() if x is not None}
+    out, state = delta_rule(**again, backend="reference")
+    right = torch.autograd.grad(out.square().sum() + state.square().sum(), list(again.values()))
+    assert all(relative_error(one, other) <= tolerance for one, other in zip(mine, right, strict=True))
 
 
 @over_operations

@@ -127,6 +127,20 @@ def test_a_pack_equals_its_sequences(decay, backend):
         assert torch.equal(final[n : n + 1], state)
 
 
+@pytest.mark.parametrize("read", READS)
+@pytest.mark.parametrize(("groups", "spans"), [(1, (-119.0, -3.0)), (2, (-119.0, -3.0)), (4, (-500.0, -119.9))])
+def test_a_few_heads_may_decay_too_strongly_for_the_rest(groups, spans, read):
+    """One head in eight is past what two factors can express, inside one chunk; the others come close to it."""
+    inputs = make("scalar", read, batch=1, time=75, groups=groups, heads=8)
+    inputs["log_decay"][:, :64] = spans[1] / 64
+    inputs["log_decay"][:, 20:30, 5] = 1.5 * spans[0] / 10
+    inputs["log_decay"][:, 64, 2] = -118.0
+    expected = with_gradients(inputs, backend="reference")
+    assert_same(with_gradients(inputs, backend="torch"), expected, 1e-10)
+    single = {name: x.float() if isinstance(x, torch.Tensor) else x for name, x in inputs.items()}
+    assert_same(with_gradients(single, backend="torch"), expected, 1e-4)
+
+
 def test_no_tokens_leave_the_state_as_it_is():
     inputs = make(time=0)
     out, state = linear_attention(**inputs)
