@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-BLOCK = 32
+from archcompass.kernels.decay import LOG2_E
+
+BLOCK = 16
 
 
 @torch.library.custom_op("archcompass::selective_scan_torch", mutates_args=())
@@ -40,7 +42,7 @@ def selective_scan_torch(
         [blocks, batch, N, channels] (else none).
     """
     u_t, dt_t, B_t, C_t = _by_time(u, dt, B, C)
-    by_entry = A.t().contiguous()
+    by_entry = A.t() * LOG2_E
     now = state.transpose(1, 2).contiguous()
     y = torch.empty_like(u)
     starts = []
@@ -73,7 +75,7 @@ def selective_scan_torch_backward(
     dA = torch.zeros_like(by_entry)
     flowing = dlast.transpose(1, 2).contiguous()
     for block, start in zip(reversed(list(_blocks(u.shape[1]))), reversed(starts.unbind(0)), strict=True):
-        factors, states = _run_block(u_t[block], dt_t[block], by_entry, B_t[block], start)
+        factors, states = _run_block(u_t[block], dt_t[block], by_entry * LOG2_E, B_t[block], start)
         dC[:, block] = (states @ dy_t[block].mT).squeeze(-1).transpose(0, 1)
         before = torch.cat([start.unsqueeze(0), states[:-1]])
         gradients = C_t[block] * dy_t[block]
@@ -108,8 +110,8 @@ def _blocks(time: int) -> Iterator[slice]:
 
 
 def _run_block(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """Decay factors and states of every token of a block, both [tokens, batch, N, channels]."""
-    factors = (dt * A).exp_()
+    """Decay factors and states of every token of a block, both [tokens, batch, N, channels]; A is in base 2."""
+    factors = (dt * A).exp2_()
     states = u * B
     for factor, written in zip(factors.unbind(0), states.unbind(0), strict=True):
         state = written.addcmul_(factor, state)

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from archcompass.errors import InputError
+from archcompass.kernels.decay import LOG2_E
 from archcompass.kernels.dispatch import Backend, Choice, choose
 from archcompass.kernels.packed import spans
 from archcompass.kernels.selective_scan.blocked import selective_scan_torch
@@ -164,7 +165,7 @@ def _step(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, *, inplace: bool
 ) -> tuple[Tensor, Tensor]:
     x, dt, A, B, C = (tensor.to(state.dtype) for tensor in (x, dt, A, B, C))
-    factor = (dt.unsqueeze(-1) * A).exp()
+    factor = (dt.unsqueeze(-1) * (A * LOG2_E)).exp2()
     state = state.mul_(factor) if inplace else state * factor
     written = (dt * x).unsqueeze(-1), B.unsqueeze(1)
     state = state.addcmul_(*written) if inplace else torch.addcmul(state, *written)
