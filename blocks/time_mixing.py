@@ -13,6 +13,7 @@ from archcompass.blocks.runtime import Context, FixedState
 from archcompass.kernels.conv import causal_conv
 from archcompass.kernels.delta_rule import delta_rule, delta_rule_step
 from archcompass.kernels.linear_attention import linear_attention, linear_attention_step
+from archcompass.kernels.norm import rms_norm
 
 
 @dataclass(slots=True)
@@ -111,8 +112,8 @@ def rewrite(
 
 def unit(x: Tensor, eps: float = 1e-6) -> Tensor:
     """x [..., dim] scaled to length one, x / sqrt(|x|² + eps)."""
-    full = wide(x)
-    return (full * torch.rsqrt(full.square().sum(dim=-1, keepdim=True) + eps)).to(x.dtype)
+    dim = x.shape[-1]
+    return rms_norm(x, x.new_full((dim,), dim**-0.5), eps / dim)
 
 
 def short_conv(x: Tensor, weight: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
