@@ -124,7 +124,9 @@ class _Bench:
     def training(self, table: Efficiency, name: str, blocks: list[tuple[Block, int]]) -> Efficiency:
         """`table` with backward passes and the optimizer in one dtype."""
         kinds = {**table.kinds, f"optimizer/optimizer:{name}": optimizer(self.device, table, name)}
-        return replace(table, kinds=kinds, training={**table.training, **training(self.device, table, name, blocks)})
+        factors = training(self.device, table, name, blocks, self.deadline)
+        self.left_out += [f"{b.kind} in {name}, training" for b, _ in blocks if f"{b.kind}:{name}" not in factors]
+        return replace(table, kinds=kinds, training={**table.training, **factors})
 
     def live_factor(self, block: Block, width: int, name: str) -> float:
         """Memory alive in a sublayer over 512 tokens, its input and output streams included, over what the block states."""

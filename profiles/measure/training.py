@@ -3,6 +3,7 @@ and the optimizer's pass over the weights."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -23,13 +24,20 @@ VOCABULARY, WIDTH = 32000, 768
 Forward = Callable[[], torch.Tensor]
 
 
-def training(device: torch.device, table: Efficiency, name: str, blocks: list[tuple[Block, int]]) -> dict[str, float]:
+def training(
+    device: torch.device, table: Efficiency, name: str, blocks: list[tuple[Block, int]], deadline: float
+) -> dict[str, float]:
     """Seconds of a training step over three times the forward pass as `table` foresees it, by "block:dtype"; "gemm:dtype"
-    and "head:dtype" for products alone and for the head with its loss."""
+    and "head:dtype" for products alone and for the head with its loss. Blocks that would begin after `deadline` are left
+    out."""
     dtype = build.DTYPES[name]
     with _learning():
         found = {"gemm": _gemm(device, table, name, dtype), "head": _head(device, table, name, dtype)}
-        found |= {block.kind: _block(device, table, name, block, width) for block, width in blocks}
+        found |= {
+            block.kind: _block(device, table, name, block, width)
+            for block, width in blocks
+            if time.perf_counter() < deadline
+        }
     return {f"{owner}:{name}": round(min(8.0, max(0.2, value)), 4) for owner, value in found.items()}
 
 
