@@ -52,13 +52,16 @@ LINEAR = {
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": (
         "LlamaConfig",
-        BASE
-        | {
-            "hidden_size": 768,
-            "intermediate_size": 2048,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 12,
-            "num_key_value_heads": 12,
+        {
+            "vocab_size": 49152,
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "max_position_embeddings": 8192,
+            "rope_theta": 100000.0,
+            "rms_norm_eps": 1e-5,
             "tie_word_embeddings": True,
         },
     ),
@@ -189,7 +192,7 @@ def pair(name: str, dtype: torch.dtype, folder: Path) -> tuple[Any, Any]:
     config = getattr(transformers, cls)(**{**tokens, **arguments})
     theirs = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     theirs.save_pretrained(folder)
-    return Theirs(theirs), load_pretrained(folder)
+    return Theirs(theirs), load_pretrained(folder).for_decoding()
 
 
 def candidates(theirs: Any, ours: Any) -> dict[str, dict[str, Run]]:
