@@ -9,39 +9,15 @@ import re
 from typing import Final
 
 from archcompass.errors import InputError
+from archcompass.profiles.units import BYTE_UNITS, bytes_of, split
 
 UNBOUNDED: Final = "unbounded"
 
 TOKEN_SUFFIXES = {"": 1, "k": 2**10, "ki": 2**10, "m": 2**20, "mi": 2**20, "g": 2**30, "b": 2**30, "gi": 2**30}
 
-BYTE_SUFFIXES = {
-    "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
-    "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
-    "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
-}  # fmt: skip
-
 MILLISECONDS = {"": 1.0, "us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3, "sec": 1e3, "min": 6e4}
 
-BARE_GIGABYTES_BELOW = 10**6
-"""A memory size without a unit is in GB below this and in bytes from here on."""
-
 ENDLESS = {"unbounded", "endless", "infinite", "inf", "unlimited"}
-
-_QUANTITY = re.compile(r"(?P<number>[+-]?(?:\d[\d,_ ]*)?(?:\.\d+)?(?:e[+-]?\d+)?)\s*(?P<unit>[a-zµ]*)", re.IGNORECASE)
-
-
-def split(text: str) -> tuple[float, str]:
-    """The number and the lower-cased unit in `text`.
-
-    Raises:
-        InputError: no number at its front, or something after the unit.
-    """
-    match = _QUANTITY.fullmatch(text.strip())
-    digits = re.sub("[,_ ]", "", match["number"]) if match else ""
-    try:
-        return float(digits), match["unit"].lower() if match else ""
-    except ValueError:
-        raise InputError(f"is {text[:40]!r}; write a number, with a suffix if you like") from None
 
 
 def plain(value: object) -> object:
@@ -121,14 +97,13 @@ def memory(value: object, *, low: int = 2**20, high: int = 10**13) -> int:
     """
     if isinstance(value, str):
         number, unit = split(value)
-        if unit and unit not in BYTE_SUFFIXES:
+        if unit and unit not in BYTE_UNITS:
             raise InputError(f"is {value[:40]!r}; the units of memory are MB, GB, TB, MiB, GiB and TiB, as in '24GB'")
     else:
         number, unit = within(value, low=-math.inf, high=math.inf), ""
     if not math.isfinite(number):
         raise InputError(f"is {value}; write a finite number")
-    scale = BYTE_SUFFIXES[unit] if unit else (10**9 if number < BARE_GIGABYTES_BELOW else 1)
-    size = _rounded(number * scale)
+    size = _rounded(bytes_of(number, unit))
     if not low <= size <= high:
         raise InputError(
             f"is {value}; it must lie between 1 MiB and 10 TB; nearest: {'1MiB' if size < low else '10TB'}"

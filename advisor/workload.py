@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from archcompass.advisor import units
 from archcompass.advisor.defaults import Default, defaults
 from archcompass.errors import InputError, nearest
+from archcompass.profiles.units import BYTE_UNITS
 
 Task = Literal[
     "chat", "qa", "rag", "agent", "code", "complete", "reason", "summarize", "extract", "classify", "translate",
@@ -228,7 +229,7 @@ def _written(key: str, value: Any) -> Any:
     """A value as a person would write it and this class reads it back."""
     if key in ("vram", "ram") and isinstance(value, int):
         for unit in ("TB", "GB", "GiB", "MB", "MiB"):
-            scale = units.BYTE_SUFFIXES[unit.lower()]
+            scale = BYTE_UNITS[unit.lower()]
             if value % scale == 0:
                 return f"{value // scale}{unit}"
         return f"{value}B"

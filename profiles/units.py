@@ -11,9 +11,34 @@ from archcompass.errors import InputError
 GB = 10**9
 GIB = 2**30
 
-_DECIMAL = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "p": 1e15}
-_BINARY = {"ki": 2.0**10, "mi": 2.0**20, "gi": 2.0**30, "ti": 2.0**40}
-_QUANTITY = re.compile(r"\s*(?P<number>\d+(?:[._]\d+)*(?:e[+-]?\d+)?)\s*(?P<unit>[a-z/]*)\s*", re.IGNORECASE)
+_DECIMAL = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_BINARY = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+BYTE_UNITS = {"b": 1} | {prefix + end: size for prefix, size in (_DECIMAL | _BINARY).items() for end in ("", "b")}
+"""Units of memory in lower case: "gb", "gib", "g"."""
+
+_QUANTITY = re.compile(r"(?P<number>[+-]?(?:\d[\d,_ ]*)?(?:\.\d+)?(?:e[+-]?\d+)?)\s*(?P<unit>[a-zµ/]*)", re.IGNORECASE)
+
+
+def split(text: str) -> tuple[float, str]:
+    """The number and the lower-cased unit in `text`.
+
+    Raises:
+        InputError: no number at its front, or something after the unit.
+    """
+    match = _QUANTITY.fullmatch(text.strip()) if len(text) < 64 else None
+    digits = re.sub("[,_ ]", "", match["number"]) if match else ""
+    try:
+        return float(digits), match["unit"].lower() if match else ""
+    except ValueError:
+        raise InputError(f"is {text[:40]!r}; write a number, with a suffix if you like") from None
+
+
+def bytes_of(number: float, unit: str) -> float:
+    """Bytes of a number with one of `BYTE_UNITS`; without a unit it is in GB below 2^20, in bytes from there on."""
+    if unit:
+        return number * BYTE_UNITS[unit]
+    return number * GB if number < 2**20 else number
 
 
 def parse_bytes(value: str | float, field: str = "memory") -> int:
@@ -22,14 +47,11 @@ def parse_bytes(value: str | float, field: str = "memory") -> int:
     Raises:
         InputError: it is no amount of memory, or not positive.
     """
-    number, unit = _split(value, field, "an amount of memory such as 24GB or 24GiB")
-    if not unit:
-        return _positive(number * GB if number < 2**20 else number, field, value)
-    prefix = unit.removesuffix("b") if unit.endswith("b") else unit
-    scale = (_BINARY | _DECIMAL).get(prefix)
-    if scale is None or not prefix:
-        raise InputError(f"{field} is {value!r}: write an amount of memory such as 24GB or 24GiB")
-    return _positive(number * scale, field, value)
+    wanted = "an amount of memory such as 24GB or 24GiB"
+    number, unit = _split(value, field, wanted)
+    if unit and unit not in BYTE_UNITS:
+        raise InputError(f"{field} is {value!r}: write {wanted}")
+    return _positive(bytes_of(number, unit), field, value)
 
 
 def parse_bandwidth(value: str | float, field: str = "bandwidth") -> float:
@@ -39,9 +61,8 @@ def parse_bandwidth(value: str | float, field: str = "bandwidth") -> float:
         InputError: it is no bandwidth, or not positive.
     """
     number, unit = _split(value, field, "a bandwidth such as 1008GB/s")
-    prefix = (unit or "gb/s").removesuffix("/s").removesuffix("ps").removesuffix("b")
-    scale = (_BINARY | _DECIMAL).get(prefix)
-    if scale is None or not prefix:
+    scale = BYTE_UNITS.get((unit or "gb/s").removesuffix("/s").removesuffix("ps"))
+    if scale is None:
         raise InputError(f"{field} is {value!r}: write a bandwidth such as 1008GB/s")
     return float(_positive(number * scale, field, value))
 
@@ -56,7 +77,7 @@ def parse_flops(value: str | float, field: str = "tflops") -> float:
     match = re.fullmatch(r"([gtp])(?:flops?|ops?)?(?:/s)?", unit or "t")
     if match is None:
         raise InputError(f"{field} is {value!r}: write a rate such as 165 or 165TFLOPS")
-    return float(_positive(number * _DECIMAL[match.group(1)], field, value))
+    return float(_positive(number * {"g": 1e9, "t": 1e12, "p": 1e15}[match.group(1)], field, value))
 
 
 def _split(value: str | float, field: str, wanted: str) -> tuple[float, str]:
@@ -64,13 +85,13 @@ def _split(value: str | float, field: str, wanted: str) -> tuple[float, str]:
         raise InputError(f"{field} is {value!r}: write {wanted}")
     if isinstance(value, int | float):
         return float(value), ""
-    match = _QUANTITY.fullmatch(value) if len(value) < 64 else None
-    if match is None:
-        raise InputError(f"{field} is {value[:64]!r}: write {wanted}")
-    return float(match["number"].replace("_", "")), match["unit"].lower()
+    try:
+        return split(value)
+    except InputError:
+        raise InputError(f"{field} is {value[:64]!r}: write {wanted}") from None
 
 
 def _positive(number: float, field: str, value: str | float) -> int:
-    if number < 1 or number > 1e21:
+    if not 1 <= number <= 1e21:
         raise InputError(f"{field} is {value!r}: it must be positive and possible")
     return int(number)

@@ -146,7 +146,7 @@ def _card(candidate: Data, profile: Data | None) -> str:
 
 
 def _ratios(profile: Data) -> str:
-    ratios = next((entry["ratio"] for entry in profile["profiles"] if entry["ratio"]), {})
+    ratios: Data = next((entry["ratio"] for entry in profile["profiles"] if entry["ratio"]), {})
     return ", ".join(f"{ratio:.1f}x" for ratio in ratios.values()) or "-"
 
 
