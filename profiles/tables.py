@@ -74,7 +74,7 @@ def borrowed(processor: Hardware) -> Efficiency:
     nearest = min(found, key=distance)
     return replace(
         nearest,
-        name=f"efficiencies measured on another processor ({nearest.name}), scaled to this one",
+        name=f"efficiencies measured on {nearest.name}, scaled to this machine",
         source="roofline",
         peaks={} if processor.confidence == "measured here" else _scaled_peaks(nearest, processor),
         spread=PROCESSOR.spread,

@@ -170,7 +170,8 @@ def _as_hardware(found: dict[str, float]) -> Hardware:
 def _machine_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{find('cpu').name}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{find('cpu').name}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def _made(device: torch.device, left_out: list[str]) -> dict[str, Any]:
