@@ -126,7 +126,7 @@ BACKWARD_DOTS = frozenset(
 )
 # Two to eight registers over the limit, on the generations since Hopper.
 SPILLS = {
-    "_query_key_gradient_kernel@90": 40,  # with Triton 3.6; 16 with 3.9
+    "_query_key_gradient_kernel@90": 64,  # with Triton 3.6; less with 3.9
     "_query_key_gradient_kernel@100": 32,
     "_state_kernel@100": 8,
     "_output_kernel@100": 8,
