@@ -1,7 +1,7 @@
-"""Checks what would be released: builds sdist and wheel, installs each in an empty environment, and asks it for an answer.
+"""Checks what would be released: builds sdist and wheel, installs them into an empty environment, and asks each for an answer.
 
-The environment resolves every dependency itself, under constraints.txt so that a CPU machine is not sent gigabytes of CUDA. The
-wheel built from the sdist must hold the same files as the one built from the checkout.
+The wheel's dependencies are resolved as a user's would be, under constraints.txt so that a CPU machine is not sent gigabytes of
+CUDA; the sdist then takes the wheel's place. The wheel built from the sdist must hold the same files as the checkout's.
 """
 
 from __future__ import annotations
@@ -27,7 +27,12 @@ def main() -> int:
         place = Path(name)
         wheel, sdist = _built(place)
         _same(wheel, _from_sdist(sdist, place))
-        families = {_answer(package, place / f"env-{index}") for index, package in enumerate((wheel, sdist))}
+        environment = place / "env"
+        venv.create(environment, with_pip=True)
+        families = {
+            _answer(environment, "--constraint", ROOT / "constraints.txt", wheel),
+            _answer(environment, "--no-deps", "--force-reinstall", sdist),
+        }
         if len(families) != 1:
             raise SystemExit(f"wheel and sdist answer differently: {families}")
     sys.stdout.write(f"{wheel.name} and {sdist.name} install and answer {families.pop()}\n")
@@ -62,11 +67,10 @@ def _contents(wheel: Path) -> dict[str, str]:
         return {name: hashlib.sha256(archive.read(name)).hexdigest() for name in names}
 
 
-def _answer(package: Path, environment: Path) -> str:
-    """The family that a fresh environment with nothing but `package` recommends."""
-    venv.create(environment, with_pip=True)
+def _answer(environment: Path, *package: object) -> str:
+    """The family that an environment recommends once `package` is installed there."""
     python = environment / "bin" / "python"
-    _run(python, "-m", "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt", package, cwd=environment)
+    _run(python, "-m", "pip", "install", "--quiet", *package, cwd=environment)
     said = _run(environment / "bin" / "archcompass", *QUESTION, cwd=environment)
     where = _run(python, "-c", "import archcompass; print(archcompass.__file__)", cwd=environment)
     if str(environment) not in where:

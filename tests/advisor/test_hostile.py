@@ -7,7 +7,9 @@ import os
 import shlex
 import string
 import struct
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -421,10 +423,26 @@ def test_a_place_that_cannot_be_written_to_is_named(
     assert (place / "file").read_text() == "x"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only for root")
-def test_a_read_only_folder_is_named(cli: Cli, place: Path) -> None:
-    (place / "closed").mkdir(mode=0o500)
-    assert cli("convert", "llama-3.1-8b", "closed/model.yaml").code == 2
+READ_ONLY = """
+import os, sys
+from archcompass.blocks.model.files import FileFormatError, write_text
+from pathlib import Path
+if os.geteuid() == 0:
+    os.setuid(65534)  # nothing is read-only for root
+try:
+    write_text(Path(sys.argv[1]) / "model.yaml", "text")
+except FileFormatError as error:
+    print(error)
+"""
+
+
+def test_a_read_only_folder_is_named() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o555)
+        command = [sys.executable, "-P", "-c", READ_ONLY, folder]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == f"{folder}/model.yaml cannot be written: Permission denied"
+        assert not list(Path(folder).iterdir())
 
 
 words = st.text(st.characters(codec="utf-8", exclude_categories=[]), max_size=12)
