@@ -2,7 +2,7 @@
 
 At most ten questions, after what an expert asks first: what comes out, how long one sequence is, whether exact items must be
 found again, where the knowledge lives, which card, how many at once. A question that the earlier answers have settled is not
-asked, and the interview ends as soon as no open answer can change the family.
+asked, and the interview ends as soon as no open answer can change the family; but for the card, which decides every size.
 """
 
 from __future__ import annotations
@@ -110,6 +110,7 @@ QUESTIONS: tuple[Question, ...] = (
             genome="genomes",
             video="video",
         ),
+        leans=True,
         asked=_is_signal,
     ),
     Question(
@@ -225,9 +226,11 @@ class Interview:
 
     Attributes:
         start: answers given beforehand (flags, a file); their questions are not asked.
+        hurried: whether only what decides the size is still asked.
     """
 
     start: dict[str, Any] = field(default_factory=dict)
+    hurried: bool = False
     _given: list[tuple[Question, dict[str, Any]]] = field(default_factory=list)
 
     @property
@@ -243,9 +246,8 @@ class Interview:
         """Questions that still matter, in order."""
         done = {question.key for question, _ in self._given} | set(self.start)
         answers = self.answers
-        return [
-            question.after(answers) for question in QUESTIONS if question.key not in done and question.asked(answers)
-        ]
+        left = [question for question in QUESTIONS if question.key not in done and question.asked(answers)]
+        return [question.after(answers) for question in left if not self.hurried or question.key == "gpu"]
 
     @property
     def number(self) -> int:
@@ -273,8 +275,9 @@ class Interview:
         if text.isdigit() and 1 <= int(text) <= len(question.options) and question.free != "concurrency":
             return self.take(question.options[int(text) - 1])
         offered = {str(option.sets[question.key]): option for option in question.options}
-        if text.lower() in offered:
-            return self.take(offered[text.lower()])
+        word = "-".join(text.lower().split())
+        if word in offered:
+            return self.take(offered[word])
         if question.free is None:
             close = nearest(text, offered, count=1)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
@@ -284,6 +287,7 @@ class Interview:
 
     def back(self) -> None:
         """Takes the last answer back; at the first question it does nothing."""
+        self.hurried = False
         if self._given:
             self._given.pop()
 

@@ -12,9 +12,12 @@ from archcompass.errors import InputError
 def play(interview: Interview) -> None:
     """Asks on stderr, reads stdin; the end of the input takes the defaults of all that is left."""
     while interview.open:
+        told = interview.hurried
         if ranking.is_settled(interview):
             _say("No open answer can change the family any more; the rest keeps its default.")
             return
+        if interview.hurried and not told:
+            _say("\nNo open answer can change the family any more; the card still decides the size.")
         question = interview.open[0]
         _show(question, interview)
         line = sys.stdin.readline()

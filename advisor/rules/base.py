@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from archcompass.advisor.reading import Reading
 from archcompass.advisor.sizing.shapes import Family
-from archcompass.advisor.units import say_bytes
+from archcompass.advisor.units import say_bytes, say_length, say_tokens
 
 RuleName = Literal["maximum-quality", "bottomless-knowledge", "infinite-memory", "hybrids"]
 
@@ -89,3 +89,14 @@ def caches(reading: Reading) -> str:
         f"caches of {say_bytes(reading.cache_bytes)} take {reading.cache_share:.2g} of a token's time to read and "
         f"{reading.held_share:.2g} of half the memory"
     )
+
+
+def load(reading: Reading) -> str:
+    """What is alive at once, for a reason: "64 sequences of 2k tokens read and 16k written"."""
+    work = reading.workload
+    if not isinstance(work.context, int):
+        return say_length(work.context) if work.concurrency == 1 else f"{work.concurrency:,} endless inputs"
+    what = say_length(work.context)
+    if work.output > work.context:
+        what += f" read and {say_tokens(work.output)} written"
+    return what if work.concurrency == 1 else f"{work.concurrency:,} sequences of {what}"

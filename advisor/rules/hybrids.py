@@ -6,9 +6,9 @@ A few layers of attention keep recall, the rest keep the memory flat. The best s
 """
 
 from archcompass.advisor.reading import Reading
-from archcompass.advisor.rules.base import Evidence, Finding, Rule, Term, bounded, caches
+from archcompass.advisor.rules.base import Evidence, Finding, Rule, Term, bounded, caches, load
 from archcompass.advisor.rules.bottomless_knowledge import expert_core
-from archcompass.advisor.units import say_length, say_tokens
+from archcompass.advisor.units import say_tokens
 
 EVIDENCE = (
     Evidence(
@@ -124,19 +124,21 @@ def explain(reading: Reading) -> Finding:
 
 
 def _reason(reading: Reading) -> str:
-    work = reading.workload
-    load = f"{say_length(work.context)} x {work.concurrency:,} sequences"
-    if work.concurrency == 1:
-        load = say_length(work.context)
-    outweighs = "outweigh" if isinstance(work.context, int) else "outweighs"
+    work, what = reading.workload, load(reading)
     if reading.tall < 0.5:
-        return f"{load} are within reach of plain attention; two kinds of layers would buy little"
+        return f"{what} are within reach of plain attention; two kinds of layers would buy little"
+    if work.unbounded:
+        burden = f"{what} outweigh" + ("s" if work.concurrency == 1 else "") + " the weights"
+    else:
+        burden = f"{what} " + (
+            "outweigh the weights" if reading.heavy > 0.5 else "are more than full attention holds well"
+        )
     if work.unbounded and reading.recall < 0.8:
-        return f"{load} {outweighs} the weights: a constant state carries the past, windows of attention look up what is recent"
+        return f"{burden}: a constant state carries the past, windows of attention look up what is recent"
     if work.recall in ("high", "exact"):
         must = "be exact" if work.recall == "exact" else "quote what was read"
-        return f"{load} {outweighs} the weights, and answers must {must}: a few attention layers look up, the rest stay flat"
-    return f"{load} {outweighs} the weights: a few attention layers keep the recall, the rest keep the memory flat"
+        return f"{burden}, and answers must {must}: a few attention layers look up, the rest stay flat"
+    return f"{burden}: a few attention layers keep the recall, the rest keep the memory flat"
 
 
 HYBRIDS = Rule("hybrids", "hybrid", strength, explain)

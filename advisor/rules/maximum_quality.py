@@ -8,7 +8,7 @@ comparisons hybrids are as good or better there, and the evidence below says so.
 """
 
 from archcompass.advisor.reading import Reading
-from archcompass.advisor.rules.base import Evidence, Finding, Rule, Term, bounded, caches
+from archcompass.advisor.rules.base import Evidence, Finding, Rule, Term, bounded, caches, load
 from archcompass.advisor.units import say_length, say_tokens
 
 EVIDENCE = (
@@ -127,10 +127,7 @@ def _reason(reading: Reading) -> str:
             f"short-range exactness and mature tools speak for a transformer, but you read {say_length(work.context)}"
         )
     if reading.heavy > 0.5:
-        return (
-            f"{say_tokens(work.context)} tokens are short, but {work.concurrency:,} sequences at once make the caches "
-            "outweigh the weights"
-        )
+        return f"each input is short, but the caches of {load(reading)} outweigh the weights"
     exact = "no error is allowed" if reading.accuracy == 1 else "attention forgets nothing it has read"
     return f"{say_tokens(work.context)} tokens are short, {exact}, and its tools are the most mature"
 

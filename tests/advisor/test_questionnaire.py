@@ -47,6 +47,14 @@ def test_the_usual_need_for_recall_is_what_enter_takes(task: str, usual: str) ->
     assert interview.workload.recall == usual
 
 
+def test_the_usual_signal_is_what_enter_takes_and_words_may_have_spaces() -> None:
+    for typed in ("", "time series", "Time-Series"):
+        interview = Interview()
+        interview.type("forecast")
+        interview.type(typed)
+        assert interview.workload.modality == "time-series"
+
+
 def test_an_endless_input_sets_the_stream_and_skips_where_knowledge_lives() -> None:
     interview = Interview()
     interview.type("chat")
@@ -93,3 +101,14 @@ def test_it_is_settled_only_when_no_open_answer_changes_the_family() -> None:
     interview = Interview(start={"task": "chat"})
     assert settled(interview, lambda _: "moe")
     assert not settled(interview, lambda workload: "ssm" if workload.recall == "none" else "hybrid")
+
+
+def test_a_settled_family_leaves_only_the_card_to_ask_and_back_opens_the_rest() -> None:
+    interview = Interview()
+    interview.type("detect")
+    interview.type("")
+    interview.type("unbounded")
+    interview.hurried = True
+    assert [question.key for question in interview.open] == ["gpu"]
+    interview.back()
+    assert interview.open[0].key == "context"
