@@ -1,13 +1,13 @@
 """How well predictions meet measurements on this machine: calibrate, predict, measure, row by row.
 
-    OMP_NUM_THREADS=1 python benchmarks/accuracy.py [--visits 3] [--models A,B] [--table FILE] [--again FILE] [--ship]
+    OMP_NUM_THREADS=1 python benchmarks/accuracy.py [--visits 2] [--models A,B] [--table FILE] [--again FILE] [--ship]
     OMP_NUM_THREADS=2 python benchmarks/accuracy.py --ship --table-only
 
 Sixteen models of all families, from 20M to 1B parameters: prefill at three lengths, decode at three depths, a training step.
-A shared machine changes its pace within minutes. So everything is visited three times in turn, calibration and models alike;
+A shared machine changes its pace within minutes. So everything is visited twice in turn, calibration and models alike;
 a visit's time is the median of its runs, and the fastest visit counts, on both sides. With one thread the clock is the
 process's own CPU time. Prints a row for each and the errors over all, and writes benchmarks/results/accuracy-<machine>.json
-with versions, every visit's time and the load of the machine. About eleven minutes; --ship also keeps the table, with the range
+with versions, every visit's time and the load of the machine. About twelve minutes; --ship also keeps the table, with the range
 that the rows give it, among those that come with the package, and writes the errors into docs/accuracy.md.
 """
 
@@ -47,6 +47,7 @@ DOCUMENT = RESULTS.parent.parent / "docs/accuracy.md"
 DTYPES = ("bf16", "fp32")
 
 LENGTHS = (128, 512, 1024)
+GENERATED = 16
 TRAINED_TOKENS = 256
 TRAINED_PARAMETERS = 150_000_000
 
@@ -111,14 +112,14 @@ def models(quick: bool) -> list[ModelSpec]:
 
 def visit(spec: ModelSpec, here: Hardware, quick: bool) -> dict[Question, float]:
     """Milliseconds of every question to one model, each the median of its runs."""
-    asked = [Request(prompt=length, generate=24) for length in (LENGTHS[:1] if quick else LENGTHS)]
+    asked = [Request(prompt=length, generate=GENERATED) for length in (LENGTHS[:1] if quick else LENGTHS)]
     times: dict[Question, float] = {}
-    for seen in sweep(spec, asked, here, seconds=8 + 24 * spec.parameters().active / 1e9):
-        times["prefill", seen.request.prompt, 24] = seen.prefill.ms
+    for seen in sweep(spec, asked, here, seconds=6 + 32 * spec.parameters().active / 1e9):
+        times["prefill", seen.request.prompt, GENERATED] = seen.prefill.ms
         if seen.decode is not None:
-            times["decode", seen.request.prompt, 24] = seen.decode.ms
+            times["decode", seen.request.prompt, GENERATED] = seen.decode.ms
     if spec.parameters().total <= TRAINED_PARAMETERS:
-        trained = measure(spec, Request(prompt=TRAINED_TOKENS, generate=0, mode="training"), here, seconds=8)
+        trained = measure(spec, Request(prompt=TRAINED_TOKENS, generate=0, mode="training"), here, seconds=6)
         if trained.prefill is not None:
             times["training", trained.request.prompt, 0] = trained.prefill.ms
     return times
@@ -266,7 +267,7 @@ def main() -> None:
 
 def asked() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--visits", type=int, default=3, help="how often calibration and models take turns")
+    parser.add_argument("--visits", type=int, default=2, help="how often calibration and models take turns")
     parser.add_argument("--models", default="", help="only these, with commas")
     parser.add_argument("--quick", action="store_true", help="two models, one length")
     parser.add_argument("--table", type=Path, help="an efficiency table instead of calibrating now")

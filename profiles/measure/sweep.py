@@ -16,6 +16,7 @@ from archcompass.profiles.measure import build
 from archcompass.profiles.measure.clock import Times, repeat
 from archcompass.profiles.measure.model import Progress, decode, native_request, prefill, silent
 from archcompass.profiles.measure.peak import tensor_peak_bytes
+from archcompass.profiles.predict import predict
 from archcompass.profiles.request import Request
 
 
@@ -47,8 +48,8 @@ def sweep(
 ) -> list[Seen]:
     """Builds `spec` once and asks it `requests` in turn.
 
-    A question whose first run should not end in the time that is left, by the pace of the one before it and the square of
-    its length, is not begun, nor any after it; nor one that takes more than six tenths of the free memory.
+    A question that should not run twice in the time that is left, by the pace of the one before it, is not begun, nor any
+    after it; nor one that takes more than six tenths of the free memory.
 
     Raises:
         InputError: no such device.
@@ -58,7 +59,7 @@ def sweep(
     weights = sum(parameter.nbytes for parameter in model.parameters())
     roomy, seen = replace(hardware, memory_bytes=2**62), list[Seen]()
     for index, asked in enumerate(map(native_request, requests)):
-        if seen and 1e-3 * _next_ms(seen[-1], asked) > deadline - time.perf_counter():
+        if seen and 1e-3 * _next_ms(spec, seen[-1], asked, roomy) > deadline - time.perf_counter():
             break
         if memory(spec, asked, roomy).total_bytes > 0.6 * build.available_bytes(place):
             break
@@ -80,7 +81,7 @@ def _ask(model: LanguageModel, asked: Request, place: torch.device, weights: int
     return Seen(request=asked, memory_bytes=weights + peak, prefill=again, decode=steps)
 
 
-def _next_ms(last: Seen, asked: Request) -> float:
-    """Two runs of the next question, if they grew with the square of the tokens."""
-    tokens = asked.prompt * asked.batch / (last.request.prompt * last.request.batch)
-    return 2 * last.prefill.ms * tokens * max(1.0, asked.prompt / last.request.prompt)
+def _next_ms(spec: ModelSpec, last: Seen, asked: Request, roomy: Hardware) -> float:
+    """Two runs of the next question, if it takes as much longer as predicted."""
+    before, after = (predict(spec, request, roomy).prefill_ms or 1.0 for request in (last.request, asked))
+    return 2 * last.prefill.ms * after / before
