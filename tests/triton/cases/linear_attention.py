@@ -130,7 +130,7 @@ SPILLS = {
     "_query_key_gradient_kernel@100": 32,
     "_state_kernel@100": 8,
     "_output_kernel@100": 8,
-    "_query_key_gradient_kernel@120": 32,
+    "_query_key_gradient_kernel@120": 40,
     "_output_kernel@120": 8,
 }
 SHAPES = {  # heads, groups, K, V
