@@ -13,7 +13,7 @@ from archcompass.kernels.delta_rule.reference import delta_rule_reference, dplr_
 from archcompass.kernels.delta_rule.step import delta_rule_step_torch, dplr_step_torch
 from archcompass.kernels.delta_rule.tiles import CHUNK_SIZES, WIDEST_KEY
 from archcompass.kernels.dispatch import Backend, Choice, choose
-from archcompass.kernels.packed import spans
+from archcompass.kernels.packed import same_shape, sequences
 
 Core = Callable[..., tuple[Tensor, Tensor]]
 
@@ -70,7 +70,7 @@ def delta_rule(
     if choice.backend == "triton" and v.numel():
         from archcompass.kernels.delta_rule.triton_op import delta_rule_triton
 
-        state, bounds = _sequences(v, q.shape[3], initial_state, cu_seqlens)
+        state, bounds = sequences(v, (v.shape[2], q.shape[3], v.shape[3]), initial_state, cu_seqlens)
         return delta_rule_triton(q, k, v, beta, log_decay, state, scale, chunk, bounds)
     run = partial(_delta_core, backend=choice.backend, scale=scale, chunk=chunk)
     return _over_sequences(run, [q, k, v, beta, log_decay], v, q.shape[3], initial_state, cu_seqlens)
@@ -111,7 +111,7 @@ def dplr(
     if choice.backend == "triton" and v.numel():
         from archcompass.kernels.delta_rule.triton_op import dplr_triton
 
-        state, bounds = _sequences(v, q.shape[3], initial_state, cu_seqlens)
+        state, bounds = sequences(v, (v.shape[2], q.shape[3], v.shape[3]), initial_state, cu_seqlens)
         return dplr_triton(q, k, v, a, b, log_decay, state, scale, chunk, bounds)
     run = partial(_dplr_core, backend=choice.backend, scale=scale, chunk=chunk)
     return _over_sequences(run, [q, k, v, a, b, log_decay], v, q.shape[3], initial_state, cu_seqlens)
@@ -247,7 +247,7 @@ def _over_sequences(
     cu_seqlens: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Runs the whole batch at once, or packed sequences one after the other."""
-    state, bounds = _sequences(v, key_dim, initial_state, cu_seqlens)
+    state, bounds = sequences(v, (v.shape[2], key_dim, v.shape[3]), initial_state, cu_seqlens)
     if bounds is None:
         return run(*inputs, state=state)
     outputs, states = [v[:, :0]], [state[:0]]
@@ -259,28 +259,6 @@ def _over_sequences(
     return torch.cat(outputs, dim=1), torch.cat(states)
 
 
-def _sequences(
-    v: Tensor, key_dim: int, initial_state: Tensor | None, cu_seqlens: Tensor | None
-) -> tuple[Tensor, list[tuple[int, int]] | None]:
-    """The first state of every sequence, and where packed ones lie."""
-    if cu_seqlens is None:
-        return _first_state(v, key_dim, initial_state, v.shape[0]), None
-    if v.shape[0] != 1:
-        raise InputError(f"packed sequences need a batch of 1, not {v.shape[0]}")
-    bounds = spans(cu_seqlens, v.shape[1])
-    return _first_state(v, key_dim, initial_state, len(bounds)), bounds
-
-
-def _first_state(v: Tensor, key_dim: int, initial_state: Tensor | None, sequences: int) -> Tensor:
-    """The state before the first token, in the precision of the recurrence."""
-    dtype = torch.float64 if v.dtype == torch.float64 else torch.float32
-    shape = (sequences, v.shape[2], key_dim, v.shape[3])
-    if initial_state is None:
-        return torch.zeros(shape, dtype=dtype, device=v.device)
-    _same_shape("initial_state", initial_state, shape)
-    return initial_state.to(dtype)
-
-
 def _check_delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None) -> None:
     if q.dim() != 4 or q.shape != k.shape or v.dim() != 4 or v.shape[:2] != q.shape[:2]:
         raise InputError(
@@ -289,9 +267,9 @@ def _check_delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tenso
         )
     if v.shape[2] % q.shape[2]:
         raise InputError(f"v has {v.shape[2]} heads, which {q.shape[2]} key heads cannot share evenly")
-    _same_shape("beta", beta, v.shape[:3])
+    same_shape("beta", beta, v.shape[:3])
     if log_decay is not None:
-        _same_shape("log_decay", log_decay, v.shape[:3] if log_decay.dim() == 3 else (*v.shape[:3], q.shape[3]))
+        same_shape("log_decay", log_decay, v.shape[:3] if log_decay.dim() == 3 else (*v.shape[:3], q.shape[3]))
         _check_not_positive(log_decay)
 
 
@@ -301,13 +279,8 @@ def _check_dplr(q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, log_decay
             f"q {list(q.shape)} and v {list(v.shape)} must be [batch, time, heads, K] and [batch, time, heads, V]"
         )
     for name, tensor in (("k", k), ("a", a), ("b", b), ("log_decay", log_decay)):
-        _same_shape(name, tensor, q.shape)
+        same_shape(name, tensor, q.shape)
     _check_not_positive(log_decay)
-
-
-def _same_shape(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
-    if tensor.shape != torch.Size(shape):
-        raise InputError(f"{name} has shape {list(tensor.shape)}; it must be {list(shape)}")
 
 
 def _check_not_positive(log_decay: Tensor) -> None:

@@ -8,7 +8,7 @@ from archcompass.kernels.dispatch import Backend, Choice, choose
 from archcompass.kernels.linear_attention import chunked
 from archcompass.kernels.linear_attention.cost import Decay, default_chunk_size
 from archcompass.kernels.linear_attention.reference import reference
-from archcompass.kernels.packed import spans
+from archcompass.kernels.packed import same_shape, spans
 
 OPERATION = "linear_attention"
 
@@ -162,28 +162,23 @@ def _checked(
     kind = decay_kind(log_decay)
     shapes = {"constant": (heads,), "scalar": (batch, time, heads), "vector": (batch, time, heads, key_dim)}
     if log_decay is not None:
-        _same_shape("log_decay", log_decay, shapes[kind])
+        same_shape("log_decay", log_decay, shapes[kind])
         if _values_at_hand(log_decay) and bool((log_decay > 0).any()):
             raise InputError("log_decay is positive somewhere; it is the logarithm of a factor of at most 1")
     if bonus is not None:
         if not exclusive:
             raise InputError("bonus weighs the current token of the exclusive form; set exclusive=True")
-        _same_shape("bonus", bonus, (heads, key_dim))
+        same_shape("bonus", bonus, (heads, key_dim))
     sequences = batch
     if cu_seqlens is not None:
         if batch != 1:
             raise InputError(f"packed sequences need a batch of 1, not {batch}")
         sequences = cu_seqlens.numel() - 1
     if initial_state is not None:
-        _same_shape("initial_state", initial_state, (sequences, heads, key_dim, value_dim))
+        same_shape("initial_state", initial_state, (sequences, heads, key_dim, value_dim))
     if chunk_size is not None and (chunk_size < 1 or chunk_size & (chunk_size - 1)):
         raise InputError(f"chunk_size is {chunk_size}; it must be a power of two, such as 64")
     return kind
-
-
-def _same_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    if tensor.shape != shape:
-        raise InputError(f"{name} has shape {list(tensor.shape)}; it must be {list(shape)}")
 
 
 def _values_at_hand(tensor: Tensor) -> bool:

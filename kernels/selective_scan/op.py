@@ -1,7 +1,5 @@
 """The public face of the selective scan: checks, choice of backend, packed sequences, skip and gate."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.nn.functional import silu
@@ -9,7 +7,7 @@ from torch.nn.functional import silu
 from archcompass.errors import InputError
 from archcompass.kernels.decay import LOG2_E
 from archcompass.kernels.dispatch import Backend, Choice, choose
-from archcompass.kernels.packed import spans
+from archcompass.kernels.packed import same_shape, sequences
 from archcompass.kernels.selective_scan.blocked import selective_scan_torch
 from archcompass.kernels.selective_scan.reference import selective_scan_reference
 from archcompass.kernels.selective_scan.tiles import WIDEST_STATE
@@ -62,7 +60,8 @@ def selective_scan(
     if chosen == "triton" and x.numel():
         return _triton(x, dt, A, B, C, D, gate, initial_state, cu_seqlens)
     if cu_seqlens is None:
-        y, state = _core(x, dt, A, B, C, _first_state(x, A, initial_state, x.shape[0]), chosen)
+        state, _ = sequences(x, A.shape, initial_state, None)
+        y, state = _core(x, dt, A, B, C, state, chosen)
     else:
         y, state = _packed(x, dt, A, B, C, initial_state, cu_seqlens, chosen)
     return _finished(y, x, D, gate), state
@@ -140,7 +139,7 @@ def _triton(
     """With gradients, skip and gate run in torch after the kernel; without, inside it."""
     from archcompass.kernels.selective_scan.triton_scan import selective_scan_triton
 
-    state, bounds = _sequences(x, A, initial_state, cu_seqlens)
+    state, bounds = sequences(x, A.shape, initial_state, cu_seqlens)
     inputs = (x, dt, A, B, C, D, gate, state)
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs):
         y, last = selective_scan_triton(x, dt, A, B, C, None, None, state, bounds, train=True)
@@ -183,7 +182,7 @@ def _packed(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """Packed sequences one after the other."""
-    state, bounds = _sequences(x, A, initial_state, cu_seqlens)
+    state, bounds = sequences(x, A.shape, initial_state, cu_seqlens)
     assert bounds is not None
     outputs, states = [x[:, :0]], [state[:0]]
     for n, (start, end) in enumerate(bounds):
@@ -203,42 +202,15 @@ def _finished(y: Tensor, x: Tensor, D: Tensor | None, gate: Tensor | None) -> Te
     return y.to(x.dtype)
 
 
-def _sequences(
-    x: Tensor, A: Tensor, initial_state: Tensor | None, cu_seqlens: Tensor | None
-) -> tuple[Tensor, list[tuple[int, int]] | None]:
-    """The first state of every sequence, and where packed ones lie."""
-    if cu_seqlens is None:
-        return _first_state(x, A, initial_state, x.shape[0]), None
-    if x.shape[0] != 1:
-        raise InputError(f"packed sequences need a batch of 1, not {x.shape[0]}")
-    bounds = spans(cu_seqlens, x.shape[1])
-    return _first_state(x, A, initial_state, len(bounds)), bounds
-
-
-def _first_state(x: Tensor, A: Tensor, initial_state: Tensor | None, sequences: int) -> Tensor:
-    """The state before the first token, in the precision of the recurrence."""
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    shape = (sequences, *A.shape)
-    if initial_state is None:
-        return torch.zeros(shape, dtype=dtype, device=x.device)
-    _same_shape("initial_state", initial_state, shape)
-    return initial_state.to(dtype)
-
-
 def _check(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, gate: Tensor | None) -> None:
     if x.dim() != 3 or A.dim() != 2 or A.shape[0] != x.shape[2]:
         raise InputError(f"x {list(x.shape)} must be [batch, time, channels] and A {list(A.shape)} [channels, N]")
-    _same_shape("dt", dt, x.shape)
-    _same_shape("B", B, (*x.shape[:2], A.shape[1]))
-    _same_shape("C", C, B.shape)
+    same_shape("dt", dt, x.shape)
+    same_shape("B", B, (*x.shape[:2], A.shape[1]))
+    same_shape("C", C, B.shape)
     if D is not None:
-        _same_shape("D", D, x.shape[2:])
+        same_shape("D", D, x.shape[2:])
     if gate is not None:
-        _same_shape("gate", gate, x.shape)
+        same_shape("gate", gate, x.shape)
     if A.device.type == "cpu" and not torch.compiler.is_compiling() and bool((A > 0).any()):
         raise InputError("A is positive somewhere; states grow without bound. Mamba passes -exp(A_log)")
-
-
-def _same_shape(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
-    if tensor.shape != torch.Size(shape):
-        raise InputError(f"{name} has shape {list(tensor.shape)}; it must be {list(shape)}")
