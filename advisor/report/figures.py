@@ -44,7 +44,7 @@ def memory(answer: Data) -> Data:
         "data": bars,
         "layout": {
             "barmode": "stack",
-            "title": {"text": f"Memory, GB (the line is {answer['hardware']['name']})"},
+            "title": {"text": "Memory, GB"},
             "yaxis": {"title": {"text": "GB"}},
             "shapes": [
                 {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": capacity, "y1": capacity,
@@ -144,7 +144,7 @@ def roofline(found: Data) -> Data:
     return {
         "data": [*roofs, *marks],
         "layout": {
-            "title": {"text": f"Operations under the roofs of one {found['card']} "},
+            "title": {"text": "Operations under the roofs of one card"},
             "xaxis": {"type": "log", "title": {"text": "FLOPs per byte"}, **_ticks(xs)},
             "yaxis": {"type": "log", "title": {"text": "TFLOP/s within reach"}, **_ticks(_heights(roofs))},
         },

@@ -185,8 +185,8 @@ def _sweeps(comparison: Data) -> str:
 
 def _roofline(found: Data) -> str:
     text = (
-        "<p class=dim>Each mark is one operation, as large as its share of the time. Left of the bend the card waits for "
-        "memory, right of it for arithmetic.</p>"
+        "<p class=dim>Each mark is one operation, as large as its share of the time. Left of the bend one "
+        f"{escape(found['card'])} waits for memory, right of it for arithmetic.</p>"
     )
     return text + chart("roofline", "Operations under the roofs of the card", alternatives.roofline(found))
 

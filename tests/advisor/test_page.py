@@ -75,6 +75,8 @@ def test_every_example_is_drawn_and_asks_nobody(name: str, width: int, pages: di
     asked = {event[1]["request"]["url"] for event in browser.events if event[0] == "Network.requestWillBeSent"}
     assert not [url for url in asked if url.startswith("http")]
     assert browser.run("document.documentElement.scrollWidth") <= width, "wider than the window"
+    cut = "[...document.querySelectorAll('.gtitle')].filter((t) => t.getBoundingClientRect().left < 10).length"
+    assert browser.run(cut) == 0, "a title is cut off"
 
 
 CONTRASTS = """
