@@ -35,6 +35,18 @@ def test_the_wheel_holds_every_file_once_and_one_top_level_name(wheel: Path) -> 
     assert "archcompass/kernels/__init__.py" not in names
 
 
+def test_the_sdist_builds_the_same_wheel(wheel: Path, tmp_path: Path) -> None:
+    """Without a choice `build` makes the sdist, and the wheel from it. In full, with dependencies: make release-check."""
+    command = [sys.executable, "-P", "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
+    assert len(list(tmp_path.glob("*.tar.gz"))) == 1
+    ours, theirs = (
+        {name: archive.read(name) for name in archive.namelist()}
+        for archive in map(zipfile.ZipFile, (wheel, next(tmp_path.glob("*.whl"))))
+    )
+    assert [name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)] == []
+
+
 def test_the_wheel_recommends_where_nothing_else_of_ours_is(wheel: Path, tmp_path: Path) -> None:
     environment = tmp_path / "env"
     venv.create(environment, with_pip=True)
