@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from archcompass.advisor.pictures import gather
 from archcompass.advisor.reading import Reading
@@ -55,18 +55,25 @@ class Advice(Result):
         }
 
 
-def advise(workload: Workload, *, seconds: float = 40.0, progress: Progress | None = None) -> Advice:
+def advise(
+    workload: Workload,
+    *,
+    seconds: float = 40.0,
+    progress: Progress | None = None,
+    effort: Literal["normal", "high"] = "normal",
+) -> Advice:
     """Recommends, builds and profiles.
 
     Args:
         seconds: about how long measuring may take.
         progress: told (share done, what is done now).
+        effort: "high" adds what could be had instead.
 
     Raises:
         DoesNotFitError: no family fits; says what would.
         MeasurementError: a block cannot run on this machine.
     """
-    answer = recommend(workload)
+    answer = recommend(workload, effort=effort)
     pick = answer.candidates[0]
     if pick.model is None or not pick.fits:
         raise DoesNotFitError(answer.refusal or "no family fits this card")

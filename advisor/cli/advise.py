@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from archcompass.advisor.cli.app import app
-from archcompass.advisor.cli.flags import AsJson, AsMarkdown, WorkloadFile, read_workload, with_workload_flags
+from archcompass.advisor.cli.flags import AsJson, AsMarkdown, Effort, WorkloadFile, read_workload, with_workload_flags
 from archcompass.advisor.cli.output import console, keeping, print_json, progress
 from archcompass.advisor.workload import Workload
 
@@ -25,6 +25,7 @@ def advise(
     seconds: Annotated[
         float, typer.Option("--seconds", help="About how long measuring may take.", min=1, max=3600)
     ] = 40.0,
+    effort: Effort = "normal",
     as_json: AsJson = False,
     markdown: AsMarkdown = False,
 ) -> None:
@@ -33,7 +34,7 @@ def advise(
     Example: archcompass advise examples/corporate-archive.yaml -o out/
     """
     workload = read_workload(workload_file, flags)
-    advise_on(workload, out=out, as_json=as_json, markdown=markdown, seconds=seconds)
+    advise_on(workload, out=out, as_json=as_json, markdown=markdown, seconds=seconds, effort=effort)
 
 
 def advise_on(
@@ -43,6 +44,7 @@ def advise_on(
     as_json: bool = False,
     markdown: bool = False,
     seconds: float = 40.0,
+    effort: Literal["normal", "high"] = "normal",
 ) -> None:
     """Goes the whole way for `workload`.
 
@@ -56,7 +58,7 @@ def advise_on(
     kept = "nothing was kept (no -o)" if out is None else f"{out} is as it was: its files are written at the end"
     with keeping(kept):
         with progress("advising") as update:
-            advice = run(workload, seconds=seconds, progress=update)
+            advice = run(workload, seconds=seconds, progress=update, effort=effort)
         data = advice.as_data()
         # The files first: whoever reads the answer may close the pipe at any line.
         written = [] if out is None else write(advice, out)
