@@ -54,7 +54,9 @@ def test_a_folder_of_that_name_is_read_and_nothing_is_asked(
     assert asked == []
 
 
-@pytest.mark.parametrize("name", ["../precious", "a/b/c", "/no/such/file", "org/", "/model", "org/mo del", "o\u0301rg/x"])
+@pytest.mark.parametrize(
+    "name", ["../precious", "a/b/c", "/no/such/file", "org/", "/model", "org/mo del", "o\u0301rg/x"]
+)
 def test_what_cannot_be_an_id_is_never_asked_for(name: str, asked: list[tuple[str, str]]) -> None:
     with pytest.raises(InputError, match="no file or folder here"):
         load(name)
