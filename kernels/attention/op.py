@@ -1,7 +1,5 @@
 """`attention`: softmax attention behind one name, with the backend and its reason."""
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
@@ -11,7 +9,7 @@ from archcompass.kernels.attention.cost import check_visibility, first_visible
 from archcompass.kernels.attention.pieces import Visibility, equal_width
 from archcompass.kernels.attention.reference import attention_mask, attention_reference
 from archcompass.kernels.attention.torch_op import attention_pieces
-from archcompass.kernels.dispatch import Choice, choose
+from archcompass.kernels.dispatch import Choice, choose, settled
 
 WIDEST_ROW_BYTES = 512  # 256 columns of a half type, 128 of float32
 WIDENED_ELEMENTS = 1 << 22  # of a cache that is copied to float32 for a step, which must stay small beside the weights
@@ -74,14 +72,14 @@ def attention(
         k, v, see = _within_reach(k, v, see)
     special = return_lse or any(x is not None for x in (sinks, soft_cap, padding, cu_seqlens))
     plain = not special and _plain(q, k, see)
-    choice = _choose(q, v.shape[-1], plain, backend, strict)
+    chosen = "torch" if settled(backend, q) else _choose(q, v.shape[-1], plain, backend, strict).backend
     if q.device.type == "meta":
         out, lse = _meta(q, k, v, scale, return_lse)
-    elif choice.backend == "reference":
+    elif chosen == "reference":
         out, lse = _reference(q, k, v, see, sinks, padding, cu_seqlens)
-    elif plain and choice.backend == "torch":
+    elif plain and chosen == "torch":
         return _sdpa(q, k, v, see)
-    elif choice.backend == "triton":
+    elif chosen == "triton":
         from archcompass.kernels.attention.triton_op import attention_triton
 
         out, lse = attention_triton(q, k, v, sinks, padding, cu_seqlens, see)
@@ -138,7 +136,8 @@ def _plain(q: Tensor, k: Tensor, see: Visibility) -> bool:
 def _within_reach(k: Tensor, v: Tensor, see: Visibility) -> tuple[Tensor, Tensor, Visibility]:
     """The keys that a single step sees: it sees all of those."""
     first = first_visible(k.shape[1] - 1, see.window, see.chunk, see.key_offset)
-    return k[:, first:], v[:, first:], replace(see, causal=False, window=None, chunk=None, key_offset=0)
+    seen = Visibility(False, None, None, 0, see.scale, see.soft_cap)
+    return (k[:, first:], v[:, first:], seen) if first else (k, v, seen)
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, see: Visibility) -> Tensor:
@@ -164,9 +163,9 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, see: Visibility) -> Tensor:
 def _one_query(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """One query [batch, heads, 1, D] a head: two products in float32 or wider, in a third of the fused kernel's time."""
     wide = torch.promote_types(q.dtype, torch.float32)
-    query, key, value = ((q * scale).flatten(0, 1).to(wide), *(x.flatten(0, 1).to(wide) for x in (k, v)))
-    out = torch.bmm(torch.bmm(key, query.mT).softmax(1).mT, value)
-    return out.to(q.dtype).unflatten(0, q.shape[:2])
+    query, key, value = (x.flatten(0, 1).to(wide) for x in (q, k, v))
+    out = torch.bmm(torch.bmm(key, (query * scale).mT).softmax(1).mT, value)
+    return out.to(q.dtype).view(*q.shape[:3], -1)
 
 
 def _meta(q: Tensor, k: Tensor, v: Tensor, scale: float, return_lse: bool) -> tuple[Tensor, Tensor]:

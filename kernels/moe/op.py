@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from archcompass.errors import InputError
-from archcompass.kernels.dispatch import Choice, choose
+from archcompass.kernels.dispatch import Choice, choose, settled
 from archcompass.kernels.moe.activations import Activation, Experts
 from archcompass.kernels.moe.grouped import grouped_mm_obstacle, moe_dense_equivalent, moe_grouped, moe_grouped_mm
 from archcompass.kernels.moe.reference import moe_reference
@@ -57,11 +57,14 @@ def moe_mlp(
     """
     act = Activation(activation, gated, alpha, limit, up_offset)
     _check(x, weights, experts, gate_up, down, gate_up_bias, down_bias, gated)
+    matrices = Experts(gate_up, down, gate_up_bias, down_bias, act, scale_input)
+    if settled(backend, x):
+        return moe_grouped(x, weights, experts, matrices)
     choice = explain(x, down, backend=backend, strict=strict)
     if x.device.type == "meta":
         return moe_dense_equivalent(x, weights, gate_up, down, act)
     serve = moe_reference if choice.backend == "reference" else _run(choice, x, down)
-    return serve(x, weights, experts, Experts(gate_up, down, gate_up_bias, down_bias, act, scale_input))
+    return serve(x, weights, experts, matrices)
 
 
 def explain(x: Tensor, down: Tensor, *, backend: str = "auto", strict: bool = False) -> Choice:
