@@ -1,9 +1,10 @@
 """Fits the engine tables (profiles/data/engines.json) to public figures, and judges them on devices left out of the fit.
 
-    python benchmarks/engines.py measured.json [--write]
+    python benchmarks/engines.py measured.json [--write] [--leave-one-out]
 
 Reads rows of quality "ok" for models whose shape we know. Rows of split "calibration" are fitted, five numbers per engine and
-vendor; rows of split "validation" are devices the fit has never seen. Writes the fit and its errors; prints a table.
+vendor; rows of split "validation" are devices the fit has never seen. Writes the fit and its errors; prints a table. With
+--leave-one-out every fitted device in turn is left out of the fit and judged by what the others teach.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from archcompass.profiles.predict import predict
 from archcompass.profiles.request import Request
 
 TARGET = Path(__file__).resolve().parent.parent / "profiles" / "data" / "engines.json"
+
+LEFT_OUT = Path(__file__).resolve().parent / "results" / "engines_left_out.json"
 
 ALIASES = {
     "llama-3-8b": "llama-3.1-8b", "llama-3-70b": "llama-3.1-70b", "llama-3.3-70b": "llama-3.1-70b",
@@ -201,10 +204,38 @@ def spread(inside: list[float]) -> list[float]:
     return [round(min(0.95, 1 / cuts[-1]), 3), round(max(1.05, 1 / cuts[0]), 3)]
 
 
+def left_out(rows: list[Row]) -> list[dict[str, Any]]:
+    """Each device with its errors under a fit to all the others of its engine and vendor, for those with two or more."""
+    found = []
+    groups = sorted({(row.engine, row.hardware.vendor) for row in rows if row.split == "calibration"})
+    for engine, vendor in groups:
+        mine = [r for r in rows if (r.engine, r.hardware.vendor, r.split) == (engine, vendor, "calibration")]
+        for device in sorted({row.hardware.id for row in mine}):
+            others = [row for row in mine if row.hardware.id != device]
+            if sum(row.phase == "decode" for row in others) < 8:
+                continue
+            fit, out = best_fit(others), [row for row in mine if row.hardware.id == device]
+            one: dict[str, Any] = {"engine": engine, "vendor": vendor, "device": device, "kind": out[0].hardware.kind}
+            for phase in ("decode", "prefill"):
+                values = ratios(out, fit, phase)
+                one[phase] = {"rows": len(values), "median_error": round(error(values), 4) if values else None}
+            found.append(one)
+            shown = [
+                f"{one[p]['median_error']:.1%} of {one[p]['rows']}" if one[p]["rows"] else "-"
+                for p in ("decode", "prefill")
+            ]
+            print(
+                f"{engine:13s} {vendor:8s} without {device:16s} decode {shown[0]:>14s} prefill {shown[1]:>14s}",
+                flush=True,
+            )
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--write", action="store_true", help="keep the fit in profiles/data/engines.json")
+    parser.add_argument("--leave-one-out", action="store_true", help="judge each fitted device by the others")
     arguments = parser.parse_args()
     raw = [
         row
@@ -212,6 +243,13 @@ def main() -> None:
         if row["quality"] == "ok" and row["task"] == "inference"
     ]
     rows = [row for row in map(row_of, raw) if row is not None]
+    if arguments.leave_one_out:
+        kept = {
+            "what": "Median error on each device under a fit to all others (benchmarks/engines.py)",
+            "rows": left_out(rows),
+        }
+        LEFT_OUT.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+        return
     engines: dict[str, dict[str, Any]] = {}
     print(f"{'engine':13s} {'vendor':8s} {'phase':8s} {'fitted':>14s} {'unseen devices':>18s}")
     for engine in sorted({row.engine for row in rows}):

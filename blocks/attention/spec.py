@@ -146,8 +146,11 @@ class Attention(Block):
         peak = projected + turned + queries + max(width, gated)
         saved = projected + queries + (turned and turned + keys) + gated
         normed = 8 * (queries + keys) if self.qk_norm != "none" else 0
+        # A single step on a processor reads keys and values in float32.
+        stepped = step.new_tokens == 1 and not step.fused and step.element_bytes < 4
+        wide = 8.0 * step.batch * self._visible(step.context) * keys if stepped else 0.0
         return Live(
-            peak_bytes=float(step.tokens * peak * step.element_bytes),
+            peak_bytes=step.tokens * peak * step.element_bytes + wide,
             saved_bytes=float(step.tokens * (saved * step.element_bytes + normed) * step.training),
         )
 

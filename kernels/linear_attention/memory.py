@@ -42,5 +42,5 @@ def linear_attention_held(
         return Held(peak + 4 * keys + 0.5 * values * element_bytes, saved)
     saved = element_bytes * (2 * values + 4 * keys + scores + chunks * state)
     if decay == "scalar":
-        saved += element_bytes * (values + scores + rows * key_groups * chunk) + 8 * scores + 4 * chunks * state
+        saved += element_bytes * (values - scores + rows * key_groups * chunk) + 4 * chunks * state
     return Held(peak, saved)
