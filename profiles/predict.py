@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from archcompass.blocks.base import Op, Step
 from archcompass.blocks.model.spec import ModelSpec
@@ -41,8 +41,7 @@ LINK_SHARE = 0.75
 """Share of a link's bandwidth that long copies reach."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class Part(NamedTuple):
     """What one operation of a call costs.
 
     Attributes:
@@ -55,7 +54,7 @@ class Part:
 
     name: str
     kind: str
-    count: int
+    count: int  # type: ignore[assignment]  # tuples have a method of that name
     ms: float
     bound: str
 
@@ -346,7 +345,7 @@ def _pipelined(whole: Call, request: Request, cards: int) -> Call:
     """Pieces of a prompt follow each other from card to card: m pieces on c cards take (m + c - 1) / (m c) of the time."""
     pieces = max(1.0, request.batch * request.prompt / PIPELINE_TOKENS)
     share = (pieces + cards - 1) / (pieces * cards)
-    parts = tuple(replace(part, ms=part.ms * share) for part in whole.parts)
+    parts = tuple(part._replace(ms=part.ms * share) for part in whole.parts)
     return Call(ms=sum(part.ms for part in parts), flops=whole.flops, parts=parts, launch_bound=whole.launch_bound)
 
 

@@ -8,7 +8,6 @@ No block is known by name here: what may shrink is found by asking the blocks wh
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -93,7 +92,7 @@ def _sizes(data: Mapping[str, Any], path: Place = ()) -> Iterator[tuple[Place, i
 
 def _kept(spec: ModelSpec) -> dict[str, Traits]:
     """Traits of each block; a window by its being there, not by its size."""
-    return {name: replace(traits, window=traits.window and 1) for name, traits in spec.traits().items()}
+    return {name: traits._replace(window=traits.window and 1) for name, traits in spec.traits().items()}
 
 
 def _changed(spec: ModelSpec, changes: Mapping[Place, int]) -> ModelSpec | None:

@@ -26,7 +26,7 @@ isneginf
 __and__ __or__ _safe_softmax _softmax _to_copy _unsafe_view abs add add_ addcmul addcmul_ alias all any arange
 argmax batch_norm bitwise_and bitwise_not bitwise_or broadcast_to bucketize cat ceil chunk clamp clamp_
 clamp_max clamp_max_ clamp_min clone constant_pad_nd contiguous copy_ cos cummax cumprod cumsum detach
-diag_embed diagonal diff div div_ dropout elu embedding empty empty_like eq erf exp exp_ expand expm1 fill_
+diag_embed diagonal diff div div_ dropout elu embedding empty empty_like eq erf exp exp2 exp_ expand expm1 fill_
 flatten flip floor floor_ floor_divide full full_like gather ge gelu group_norm gt index index_add index_add_
 index_copy index_fill index_put_ index_select layer_norm le leaky_relu lerp lift_fresh linalg_vector_norm
 linspace log log10 log1p log2 log_sigmoid log_sigmoid_forward logaddexp logical_and logical_and_ logical_not
