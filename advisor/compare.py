@@ -228,8 +228,7 @@ def _facts(one: _Contestant) -> dict[str, Any]:
 def _asked(one: _Contestant, workload: Workload, sweep: Sweep, value: int) -> Request:
     context = value if sweep == "context" else 16384 if workload.unbounded else int(workload.context)
     batch = workload.concurrency if sweep == "context" else value
-    output = min(workload.output, context // 2)
-    return Request(batch=batch, prompt=context - output, generate=output, precision=one.precision, **one.runs)
+    return Request(batch=batch, prompt=context, generate=workload.output, precision=one.precision, **one.runs)
 
 
 def _point(one: _Contestant, workload: Workload, sweep: Sweep, value: int, hardware: Hardware, overhead: bool) -> Point:
