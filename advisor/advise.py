@@ -87,7 +87,6 @@ def advise(
         prompt=asked.prompt,
         generate=asked.generate,
         precision=asked.precision,
-        kv_precision=asked.kv_precision,
         mode=asked.mode,
         **pick.runs,
         seconds=seconds,

@@ -39,6 +39,10 @@ PRICES: dict[Family, tuple[str, ...]] = {
 }
 
 
+RUNS = ("kv_precision", "parallel", "offload", "ram_bytes_per_second")
+"""Fields of a `Request` that sizing decides: how the model lies on the machine."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Marginal(Result):
     """What one more of something would cost, all else equal."""
@@ -123,7 +127,7 @@ def candidate(decision: Decision, family: Family, rank: int, sized: Sized) -> Ca
         },
         shape=shape_of(sized),
         marginal=list(marginals(sized, ask)) if sized.fits and ask.serves else [],
-        runs={name: getattr(sized.request, name) for name in ("parallel", "offload", "ram_bytes_per_second")},
+        runs={name: getattr(sized.request, name) for name in RUNS},
         split=split_of(sized, ask),
         training=None
         if ask.reading.workload.mode == "inference"

@@ -9,21 +9,22 @@ what was measured stands over what was predicted for them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations, pairwise
 from math import exp, log
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from archcompass.advisor.reading import Reading
 from archcompass.advisor.recommend import recommend
+from archcompass.advisor.units import say_bytes, say_seconds, say_tokens
 from archcompass.advisor.workload import Workload
 from archcompass.blocks.model.spec import ModelSpec
 from archcompass.profiles.hardware import Hardware
-from archcompass.profiles.ledger import memory
-from archcompass.profiles.predict import predict
+from archcompass.profiles.ledger import Memory, memory
+from archcompass.profiles.predict import Call, Prediction, predict
 from archcompass.profiles.request import Request
 
 if TYPE_CHECKING:
@@ -48,15 +49,25 @@ METRICS = {
     "decode_ms_per_token": "time per token",
 }
 
-CAUSES = {
-    "memory_bytes": "the cache that grows with every token outweighs the difference in weights",
-    "prefill_ms": "the square of the prompt overtakes what is linear in it",
-    "decode_ms_per_token": "reading the cache takes longer than reading the difference in weights",
+PARTS = {
+    "attention": "attention",
+    "gemm": "matrix products",
+    "grouped_gemm": "experts",
+    "scan": "recurrence",
+    "delta_rule": "recurrence",
+    "selective_scan": "recurrence",
+    "collective": "messages between cards",
+    "launch": "waiting for launches",
 }
+"""What a time is made of, in words, by the kind of operation; all else is small operations."""
 
 
 class Point(BaseModel):
-    """One family at one place of the sweep; times are None where it does not fit."""
+    """One family at one place of the sweep; times are None where it does not fit.
+
+    Attributes:
+        parts: what each metric is made of, by name; empty where it was measured.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -68,10 +79,11 @@ class Point(BaseModel):
     prefill_ms: float | None
     decode_ms_per_token: float | None
     source: str
+    parts: dict[str, dict[str, float]] = Field(default_factory=dict, exclude=True)
 
 
 class Crossover(BaseModel):
-    """Where two families change places: above `at`, `cheaper` costs less than `dearer`."""
+    """Where two families change places: above `at`, `cheaper` costs less than `dearer`; `cause` is what grew apart there."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -107,6 +119,7 @@ class _Contestant:
     family: str
     precision: str
     spec: ModelSpec
+    runs: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 def compare(workload: Workload, sweep: Sweep = "context", values: Sequence[int] | None = None) -> Comparison:
@@ -185,7 +198,7 @@ def _seen(family: str, seen: Seen) -> Point:
 
 def _contestants(workload: Workload) -> list[_Contestant]:
     answer = recommend(workload, quick=True)
-    found = [_Contestant(c.family, c.precision, c.model) for c in answer.candidates if c.model is not None]
+    found = [_Contestant(c.family, c.precision, c.model, c.runs) for c in answer.candidates if c.model is not None]
     return sorted(found, key=lambda contestant: FAMILIES.index(contestant.family))
 
 
@@ -215,8 +228,7 @@ def _facts(one: _Contestant) -> dict[str, Any]:
 def _asked(one: _Contestant, workload: Workload, sweep: Sweep, value: int) -> Request:
     context = value if sweep == "context" else 16384 if workload.unbounded else int(workload.context)
     batch = workload.concurrency if sweep == "context" else value
-    output = min(workload.output, context // 2)
-    return Request(batch=batch, prompt=context - output, generate=output, precision=one.precision)
+    return Request(batch=batch, prompt=context, generate=workload.output, precision=one.precision, **one.runs)
 
 
 def _point(one: _Contestant, workload: Workload, sweep: Sweep, value: int, hardware: Hardware, overhead: bool) -> Point:
@@ -231,7 +243,23 @@ def _point(one: _Contestant, workload: Workload, sweep: Sweep, value: int, hardw
         prefill_ms=found.prefill_ms,
         decode_ms_per_token=found.decode_ms_per_token,
         source=found.source,
+        parts=_parts(found, ledger),
     )
+
+
+def _parts(found: Prediction, ledger: Memory) -> dict[str, dict[str, float]]:
+    """What each metric is made of."""
+    held = {"weights": ledger.weights_bytes, "caches and states": ledger.state_bytes}
+    held["activations"] = ledger.activation_bytes
+    return {"memory_bytes": held, "prefill_ms": _timed(found.prefill), "decode_ms_per_token": _timed(found.decode)}
+
+
+def _timed(call: Call | None) -> dict[str, float]:
+    parts: dict[str, float] = {}
+    for part in call.parts if call else ():
+        name = PARTS.get(part.kind, "small operations")
+        parts[name] = parts.get(name, 0.0) + part.ms
+    return parts
 
 
 def _crossovers(points: Sequence[Point], sweep: Sweep) -> list[Crossover]:
@@ -256,5 +284,31 @@ def _crossing(metric: str, sweep: Sweep, one: tuple[Point, Point], other: tuple[
         return None
     x0, x1 = log(getattr(one[0], sweep)), log(getattr(one[1], sweep))
     at = exp(x0 + (x1 - x0) * before / (before - after))
-    cheaper, dearer = (one[0], other[0]) if after < 0 else (other[0], one[0])
-    return Crossover(metric=metric, at=at, cheaper=cheaper.family, dearer=dearer.family, cause=CAUSES[metric])
+    cheaper, dearer = (one, other) if after < 0 else (other, one)
+    cause = _cause(metric, sweep, cheaper, dearer)
+    return Crossover(metric=metric, at=at, cheaper=cheaper[0].family, dearer=dearer[0].family, cause=cause)
+
+
+def _cause(metric: str, sweep: Sweep, cheaper: tuple[Point, Point], dearer: tuple[Point, Point]) -> str:
+    """The part that grew furthest apart between the two places, and by how much for each."""
+    names = {name for point in (*cheaper, *dearer) for name in point.parts.get(metric, ())}
+    if not names:
+        return "as timed here"
+
+    def grown(pair: tuple[Point, Point], name: str) -> float:
+        before, after = (point.parts[metric].get(name, 0.0) for point in pair)
+        return after - before
+
+    name = max(sorted(names), key=lambda name: grown(dearer, name) - grown(cheaper, name))
+    more, less = (_said(metric, grown(pair, name)) for pair in (dearer, cheaper))
+    low, high = (say_tokens(getattr(point, sweep)) for point in dearer)
+    return f"{name}: {more} for {dearer[0].family}, {less} for {cheaper[0].family} from {low} to {high}"
+
+
+def _said(metric: str, change: float) -> str:
+    say = say_bytes if metric == "memory_bytes" else _say_ms
+    return f"{'-' if change < 0 else '+'}{say(abs(change))}"
+
+
+def _say_ms(ms: float) -> str:
+    return say_seconds(ms / 1e3)

@@ -123,6 +123,11 @@ class Block(BaseModel):
         """Small instances that together exercise every option, for TINY_WIDTH channels; the contract tests run over them."""
         raise TypeError(f"{cls.__name__} offers no tiny instances")
 
+    @classmethod
+    def typical(cls) -> tuple[Self, int] | None:
+        """An instance of ordinary size and its width, which `archcompass calibrate` runs; None leaves it to its op kinds."""
+        return None
+
 
 TINY_WIDTH = 64
 """The width that the instances of `Block.tiny` act on."""

@@ -8,7 +8,7 @@ import typer
 
 from archcompass.advisor.cli.app import app
 from archcompass.advisor.cli.flags import AsJson, AsMarkdown
-from archcompass.advisor.cli.output import console, print_json
+from archcompass.advisor.cli.output import print_json
 
 Name = Annotated[str | None, typer.Argument(help="One of them, in full.", show_default=False)]
 
@@ -68,12 +68,11 @@ def gpus(name: Name = None, as_json: AsJson = False, markdown: AsMarkdown = Fals
 
 def _sheet(facts: dict[str, Any]) -> None:
     """One entry, a fact a line."""
-    from rich.markup import escape
-
+    from archcompass.advisor.report.layout import Cell, Column, row, width, write
     from archcompass.advisor.report.tables import flatten, shown
 
-    out = console()
-    flat = {key: value for key, value in flatten(facts).items() if value is not None}
-    wide = max(map(len, flat))
+    flat = {key: shown(key, value) for key, value in flatten(facts).items() if value not in (None, "")}
+    wide = max(map(len, flat)) + 1
+    columns = [Column(wide, gap=2), Column(width() - wide - 2)]
     for key, value in flat.items():
-        out.print(f" [dim]{key:<{wide}}[/]  {escape(shown(key, value))}", highlight=False)
+        write(row([Cell(f" {key}", dim=True), Cell(value)], columns))

@@ -48,7 +48,7 @@ def compare(
     from archcompass.advisor import units
     from archcompass.advisor.compare import compare as run
     from archcompass.advisor.compare import compare_here
-    from archcompass.advisor.report.compare import show, write
+    from archcompass.advisor.report.compare import show, write_page
 
     if sweep not in ("context", "batch"):
         raise InputError(f"--sweep is {sweep!r}; choose context or batch")
@@ -73,5 +73,5 @@ def compare(
     else:
         show(data, markdown=markdown)
     if out is not None:
-        write(data, out)
+        write_page(data, out)
         console(error=True).print(f" Wrote {out}", markup=False)

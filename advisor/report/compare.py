@@ -6,8 +6,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from archcompass.advisor.cli.output import console, print_lines
+from archcompass.advisor.cli.output import print_lines
 from archcompass.advisor.report import units
+from archcompass.advisor.report.layout import Cell, styled, table, width, wrap, write
 from archcompass.advisor.report.tables import markdown_lines
 
 QUESTIONS = (
@@ -22,16 +23,26 @@ def show(data: dict[str, Any], *, markdown: bool = False) -> None:
     families = list(data["models"])
     if markdown:
         return _as_markdown(data, families)
-    out = console()
-    out.print(f" [bold]One card, four families: {data['hardware']}[/]   {_models(data)}", highlight=False)
-    for key, title, say in QUESTIONS:
-        out.print(f"\n [bold]{title}[/]")
-        out.print(_table(data, families, key, say))
-    out.print()
-    for line in crossing_lines(data):
-        out.print(line, markup=False, highlight=False)
-    out.print(f"\n {numbers(data)} A dash does not fit; * is the cheapest that does.", highlight=False)
+    room = width()
+    title = f"One card, four families: {data['hardware']}"
+    write([f" {styled(Cell(title, bold=True))}", *_indented(_models(data), room)])
+    for key, question, say in QUESTIONS:
+        write(["", f" {styled(Cell(question, bold=True))}", *_table(data, families, key, say)])
+    write(["", *(line for text in crossing_lines(data) for line in _indented(text.strip(), room)), ""])
+    write(_indented(f"{numbers(data)} A dash does not fit; * is the cheapest that does.", room))
     return None
+
+
+def _indented(text: str, room: int) -> list[str]:
+    """A sentence whose further lines stand in."""
+    first, *more = wrap(text, room - 3)
+    return [f" {first}", *(f"   {line}" for line in more)]
+
+
+def _table(data: dict[str, Any], families: list[str], key: str, say: Any) -> list[str]:
+    rows = grid(data, families, key, say)
+    lines = table([data["sweep"], *families], rows, right=range(len(families) + 1), gap=3)
+    return [f" {line}" for line in lines]
 
 
 def grid(data: dict[str, Any], families: list[str], key: str, say: Any) -> list[list[str]]:
@@ -99,7 +110,7 @@ def page(data: dict[str, Any]) -> str:
     return html.document(title, f"<h1>{escape(title)}</h1>{told}{drawn}<ul>{crossings}</ul>", charts)
 
 
-def write(data: dict[str, Any], path: Path) -> None:
+def write_page(data: dict[str, Any], path: Path) -> None:
     """Writes the picture, whole or not at all.
 
     Raises:
@@ -122,17 +133,6 @@ def _seen(data: dict[str, Any], point: dict[str, Any], key: str, say: Any) -> st
 def _models(data: dict[str, Any]) -> str:
     parts = [f"{family} {units.count(facts['total'])} {facts['precision']}" for family, facts in data["models"].items()]
     return "  ·  ".join(parts)
-
-
-def _table(data: dict[str, Any], families: list[str], key: str, say: Any) -> Any:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=True, padding=(0, 3, 0, 0), header_style="dim")
-    for heading in (data["sweep"], *families):
-        table.add_column(heading, justify="right")
-    for row in grid(data, families, key, say):
-        table.add_row(*(f"[bold]{cell}[/]" if cell.endswith("*") else cell for cell in row))
-    return table
 
 
 def _as_markdown(data: dict[str, Any], families: list[str]) -> None:

@@ -201,3 +201,7 @@ class Attention(Block):
             | {"in_multiplier": 0.5, "key_multiplier": 1.5, "out_multiplier": 2.0},
         ]
         return [cls.model_validate(base | option) for option in options]
+
+    @classmethod
+    def typical(cls) -> tuple[Self, int]:
+        return cls(num_attention_heads=16, num_key_value_heads=4, head_dim=64), 1024

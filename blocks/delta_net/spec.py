@@ -127,3 +127,7 @@ class DeltaNet(Block):
             },
         ]
         return [cls.model_validate({"key_head_dim": 6} | option) for option in options]
+
+    @classmethod
+    def typical(cls) -> tuple[Self, int]:
+        return cls(num_attention_heads=8, key_head_dim=128, value_head_dim=128), 1024

@@ -128,3 +128,7 @@ class GatedDeltaNet(Block):
             {"num_key_heads": 3, "num_value_heads": 3, "value_head_dim": 4, "conv_kernel": 2, "allow_neg_eigval": True},
         ]
         return [cls.model_validate({"key_head_dim": 6} | option) for option in options]
+
+    @classmethod
+    def typical(cls) -> tuple[Self, int]:
+        return cls(num_key_heads=8, num_value_heads=16, key_head_dim=128, value_head_dim=128), 1024

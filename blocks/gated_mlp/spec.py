@@ -63,3 +63,7 @@ class GatedMLP(Block):
     @classmethod
     def tiny(cls) -> list[Self]:
         return [cls(intermediate_size=48), cls(intermediate_size=32, hidden_act="relu2", gated=False, bias=True)]
+
+    @classmethod
+    def typical(cls) -> tuple[Self, int]:
+        return cls(intermediate_size=2816), 1024

@@ -103,3 +103,7 @@ class GLA(Block):
             cls(num_attention_heads=3, key_head_dim=6, value_head_dim=10, gate_low_rank_dim=5),
             cls(num_attention_heads=1, key_head_dim=12, value_head_dim=8, gate_logit_normalizer=1.0),
         ]
+
+    @classmethod
+    def typical(cls) -> tuple[Self, int]:
+        return cls(num_attention_heads=4, key_head_dim=128, value_head_dim=256), 1024

@@ -102,3 +102,7 @@ class KimiDelta(Block):
             cls(num_attention_heads=3, head_dim=6),
             cls(num_attention_heads=1, head_dim=10, conv_kernel=2, norm_eps=1e-6),
         ]
+
+    @classmethod
+    def typical(cls) -> tuple[Self, int]:
+        return cls(num_attention_heads=8, head_dim=128), 1024

@@ -101,3 +101,7 @@ class Lightning(Block):
             cls(num_attention_heads=3, head_dim=10, num_hidden_layers=4),
             cls(num_attention_heads=1, head_dim=16, num_hidden_layers=1, hidden_act="gelu"),
         ]
+
+    @classmethod
+    def typical(cls) -> tuple[Self, int]:
+        return cls(num_attention_heads=16, head_dim=64, num_hidden_layers=24), 1024

@@ -95,3 +95,7 @@ class LinearAttention(Block):
             cls(num_attention_heads=1, feature_dim=5, head_dim=12, feature_map="identity", normalise=False),
             cls(num_attention_heads=2, feature_dim=4, head_dim=4, feature_map="relu"),
         ]
+
+    @classmethod
+    def typical(cls) -> tuple[Self, int]:
+        return cls(num_attention_heads=16, feature_dim=64, head_dim=64), 1024

@@ -129,3 +129,7 @@ class Mamba(Block):
             cls(intermediate_size=40, time_step_rank=4, state_size=6, inner_norms=True),
             cls(intermediate_size=24, time_step_rank=4, inner_norms=True, inner_norm_weight=False),
         ]
+
+    @classmethod
+    def typical(cls) -> tuple[Self, int]:
+        return cls(intermediate_size=1536, state_size=16, time_step_rank=48), 768

@@ -189,3 +189,7 @@ class Mamba2(Block):
             | {"multipliers": (0.5, 1.5, 0.7, 1.2, 0.9)},
         ]
         return [cls.model_validate(option) for option in options]
+
+    @classmethod
+    def typical(cls) -> tuple[Self, int]:
+        return cls(num_heads=32, head_dim=64, state_size=128), 1024

@@ -269,3 +269,14 @@ class MLA(Block):
             {"q_lora_rank": 20, "indexer": {"n_heads": 16, "head_dim": 12, "topk": 5}},
         ]
         return [cls.model_validate(base | option) for option in options]
+
+    @classmethod
+    def typical(cls) -> tuple[Self, int]:
+        return cls(
+            num_attention_heads=16,
+            q_lora_rank=384,
+            kv_lora_rank=256,
+            qk_nope_head_dim=64,
+            qk_rope_head_dim=32,
+            v_head_dim=64,
+        ), 1024

@@ -218,3 +218,7 @@ class MoE(Block):
             {"routing": "expert_choice", "norm_topk_prob": False, "expert_bias": True},
         ]
         return [cls.model_validate(base | option) for option in options]
+
+    @classmethod
+    def typical(cls) -> tuple[Self, int]:
+        return cls(num_experts=16, num_experts_per_tok=2, moe_intermediate_size=512), 768

@@ -116,3 +116,7 @@ class Retention(Block):
             cls(num_attention_heads=3, key_head_dim=6, value_head_dim=10),
             cls(num_attention_heads=1, key_head_dim=16, value_head_dim=8),
         ]
+
+    @classmethod
+    def typical(cls) -> tuple[Self, int]:
+        return cls(num_attention_heads=4, key_head_dim=256, value_head_dim=512), 1024

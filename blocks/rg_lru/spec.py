@@ -87,3 +87,7 @@ class RGLRU(Block):
             cls(lru_width=30, num_attention_heads=3),
             cls(lru_width=8, num_attention_heads=1, conv1d_width=2, hidden_activation="silu"),
         ]
+
+    @classmethod
+    def typical(cls) -> tuple[Self, int]:
+        return cls(lru_width=1024, num_attention_heads=8), 1024

@@ -73,6 +73,10 @@ class RWKV4TimeMix(Block):
     def tiny(cls) -> list[Self]:
         return [cls(), cls(attention_hidden_size=20)]
 
+    @classmethod
+    def typical(cls) -> tuple[Self, int]:
+        return cls(), 768
+
 
 class RWKV4ChannelMix(Block):
     """RWKV-4's channel mixer, which sees one token back.
@@ -116,3 +120,7 @@ class RWKV4ChannelMix(Block):
     @classmethod
     def tiny(cls) -> list[Self]:
         return [cls(intermediate_size=50)]
+
+    @classmethod
+    def typical(cls) -> tuple[Self, int]:
+        return cls(intermediate_size=3072), 768

@@ -92,6 +92,10 @@ class RWKV6TimeMix(Block):
             cls(head_dim=16, time_mix_extra_dim=4, time_decay_extra_dim=6, norm_eps=1e-5),
         ]
 
+    @classmethod
+    def typical(cls) -> tuple[Self, int]:
+        return cls(), 768
+
 
 class RWKV6ChannelMix(Block):
     """RWKV-6's channel mixer, which sees one token back.
@@ -135,3 +139,7 @@ class RWKV6ChannelMix(Block):
     @classmethod
     def tiny(cls) -> list[Self]:
         return [cls(intermediate_size=50)]
+
+    @classmethod
+    def typical(cls) -> tuple[Self, int]:
+        return cls(intermediate_size=2688), 768

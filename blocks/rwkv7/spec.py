@@ -96,6 +96,10 @@ class RWKV7TimeMix(Block):
         options: list[dict[str, object]] = [{"head_dim": 8}, {"head_dim": 16, "first": True, "norm_eps": 1e-5}]
         return [cls.model_validate(ranks | option) for option in options]
 
+    @classmethod
+    def typical(cls) -> tuple[Self, int]:
+        return cls(), 768
+
 
 class RWKV7ChannelMix(Block):
     """RWKV-7's channel mixer, which sees one token back.
@@ -137,3 +141,7 @@ class RWKV7ChannelMix(Block):
     @classmethod
     def tiny(cls) -> list[Self]:
         return [cls(intermediate_size=50)]
+
+    @classmethod
+    def typical(cls) -> tuple[Self, int]:
+        return cls(intermediate_size=3072), 768

@@ -7,13 +7,11 @@ attention are measured alone (`products`), what else a block does inside it (`pa
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import platform
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from importlib.resources import files
 from typing import Any
 
 import torch
@@ -152,12 +150,10 @@ class _Bench:
 
 def _typical() -> Iterator[tuple[Block, int]]:
     """Every block of the registry that has an instance of ordinary size, and its width."""
-    data = json.loads(files("archcompass.profiles").joinpath("data/typical.json").read_text(encoding="utf-8"))
-    known = known_blocks()
-    for kind, entry in data["blocks"].items():
-        if kind in known:
-            fields = {name: value for name, value in entry.items() if name != "width"}
-            yield known[kind].model_validate(fields), int(entry["width"])
+    for kind in known_blocks().values():
+        typical = kind.typical()
+        if typical is not None:
+            yield typical
 
 
 def _as_hardware(found: dict[str, float]) -> Hardware:

@@ -83,3 +83,12 @@ def test_the_command_measures_tells_and_draws(cli: Callable[..., str], tmp_path:
 def test_the_picture_escapes_what_it_is_given() -> None:
     data = compare(ASKED, values=(4096,)).model_dump(mode="json") | {"hardware": "<script>alert(1)</script>"}
     assert "<script>alert(1)" not in page(data)
+
+
+def test_a_crossing_says_what_grew_apart_there() -> None:
+    found = compare(Workload(context="128k", task="code", concurrency=1, gpu="h100-sxm"))
+    causes = {(cross.metric, cross.cheaper, cross.dearer): cross.cause for cross in found.crossovers}
+    assert causes["memory_bytes", "ssm", "transformer"].startswith("caches and states: +")
+    assert causes["prefill_ms", "ssm", "transformer"].startswith("attention: +")
+    assert causes["decode_ms_per_token", "ssm", "transformer"].startswith("attention: +")
+    assert "parts" not in found.model_dump()["points"][0]

@@ -311,3 +311,15 @@ def test_tiny_instances_differ_and_name_themselves(kind: str) -> None:
     assert all(spec.kind == kind for spec in specs)
     assert len({spec.model_dump_json() for spec in specs}) == len(specs)
     assert specs[0].label
+
+
+@pytest.mark.parametrize("kind", known_blocks())
+def test_the_ordinary_instance_is_one_that_can_be_built(kind: str) -> None:
+    typical = known_blocks()[kind].typical()
+    if typical is None:
+        return
+    spec, width = typical
+    with torch.device("meta"):
+        module = spec.build(width)
+    assert spec.kind == kind
+    assert sum(parameter.numel() for parameter in module.parameters()) == spec.parameters(width).total
