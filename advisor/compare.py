@@ -185,7 +185,7 @@ def compare_here(
 def _seen(family: str, seen: Seen) -> Point:
     asked = seen.request
     return Point(
-        context=asked.context,
+        context=asked.prompt,
         batch=asked.batch,
         family=family,
         memory_bytes=seen.memory_bytes,
@@ -235,7 +235,7 @@ def _point(one: _Contestant, workload: Workload, sweep: Sweep, value: int, hardw
     asked = _asked(one, workload, sweep, value)
     found, ledger = predict(one.spec, asked, hardware), memory(one.spec, asked, hardware)
     return Point(
-        context=asked.context,
+        context=asked.prompt,
         batch=asked.batch,
         family=one.family,
         memory_bytes=ledger.total_bytes - (0 if overhead else ledger.overhead_bytes),
