@@ -130,6 +130,8 @@ def lines(data: Data, profile: Data | None, folder: str | None = None) -> list[t
     """The sentences below the table: (label, text)."""
     pick = data["candidates"][0]
     said = [("It would flip to", flips(data))]
+    if pick["why"][1:]:
+        said.append(("Why this size", "; ".join(pick["why"][1:])))
     said.append(("Price you pay", "; ".join(pick["price"])))
     if pick["marginal"]:
         said.append(("Marginal price", "; ".join(map(marginal, pick["marginal"]))))
