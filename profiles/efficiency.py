@@ -111,7 +111,6 @@ class Efficiency:
         spread: (low, high) factors on a predicted time, for prefill and decode.
         training: seconds of a training step over three times the forward pass, by "block:dtype", "head:dtype", and
             "gemm:dtype" for products of blocks that were not measured; 1 where nothing is known.
-        live: activation memory seen over the memory that a block states, by "kind:dtype"; 1 where nothing was seen.
         made: versions, date and machine of a measurement.
     """
 
@@ -125,7 +124,6 @@ class Efficiency:
     spread: Mapping[str, tuple[float, float]] = field(default_factory=dict, hash=False)
     launches: Mapping[str, float] = field(default_factory=dict, hash=False)
     training: Mapping[str, float] = field(default_factory=dict, hash=False)
-    live: Mapping[str, float] = field(default_factory=dict, hash=False)
     made: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def of(self, op: Op, owner: str = "") -> KindEfficiency:
@@ -285,7 +283,6 @@ def to_json(table: Efficiency) -> dict[str, Any]:
         "peaks": dict(table.peaks),
         "launches": dict(table.launches),
         "training": dict(table.training),
-        "live": dict(table.live),
         "layer_seconds": table.layer_seconds,
         "step_seconds": table.step_seconds,
         "overlaps": table.overlaps,
@@ -331,7 +328,6 @@ def from_json(data: Any, where: str = "efficiency table") -> Efficiency:
             spread={phase: (float(low), float(high)) for phase, (low, high) in data["spread"].items()},
             launches={name: float(value) for name, value in data.get("launches", {}).items()},
             training={name: float(value) for name, value in data.get("training", {}).items()},
-            live={name: float(value) for name, value in data["live"].items()},
             made=dict(data["made"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:

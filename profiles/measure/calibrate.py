@@ -18,14 +18,12 @@ import torch
 
 from archcompass.blocks.base import Block, known_blocks
 from archcompass.blocks.model.spec import ModelSpec
-from archcompass.blocks.runtime import Context
 from archcompass.profiles.efficiency import ACCELERATOR, PROCESSOR, Efficiency
 from archcompass.profiles.hardware import Hardware, find
 from archcompass.profiles.measure import build
 from archcompass.profiles.measure.launches import launches
 from archcompass.profiles.measure.model import Progress, silent
-from archcompass.profiles.measure.parts import MEASURED_ALONE, Parts, alone, apart, beside
-from archcompass.profiles.measure.peak import tensor_peak_bytes
+from archcompass.profiles.measure.parts import MEASURED_ALONE, Parts, apart, beside
 from archcompass.profiles.measure.probe import peaks
 from archcompass.profiles.measure.products import Products, instance
 from archcompass.profiles.measure.training import optimizer, training
@@ -68,7 +66,6 @@ class _Bench:
     deadline: float
     progress: Progress
     dtypes: tuple[str, ...]
-    live: dict[str, float] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
 
     def run(self) -> Efficiency:
@@ -99,7 +96,7 @@ class _Bench:
         )
         table = self.blocks(table)
         constant = self.step_constant(table)
-        return replace(table, step_seconds=constant, live=self.live, made=_made(self.device, self.left_out))
+        return replace(table, step_seconds=constant, made=_made(self.device, self.left_out))
 
     def blocks(self, table: Efficiency) -> Efficiency:
         """`table` with the operations of every block, and what they cost in training."""
@@ -112,7 +109,6 @@ class _Bench:
                 continue
             found = Parts(self.device, table, name).block(block, width)
             table = replace(table, kinds={**table.kinds, **found})
-            self.live[f"{block.kind}:{name}"] = self.live_factor(block, width, name)
             done[name].append((block, width))
         for number, (name, blocks) in enumerate(done.items()):
             self.progress(0.82 + 0.15 * number / len(done), f"training in {name}")
@@ -125,16 +121,6 @@ class _Bench:
         factors = training(self.device, table, name, blocks, self.deadline)
         self.left_out += [f"{b.kind} in {name}, training" for b, _ in blocks if f"{b.kind}:{name}" not in factors]
         return replace(table, kinds=kinds, training={**table.training, **factors})
-
-    def live_factor(self, block: Block, width: int, name: str) -> float:
-        """Memory alive in a sublayer over 512 tokens, its input and output streams included, over what the block states."""
-        step, dtype = Request(precision=name).step(512), build.DTYPES[name]
-        layer = build.sublayer(alone(block, width), "block", self.device, dtype)
-        x = torch.randn(1, 512, width, device=self.device).to(dtype)
-        kept: list[Any] = []
-        peak, left = tensor_peak_bytes(lambda: kept.append(layer(x, None, Context(embeddings=x))), self.device)
-        state = max(0, left - x.nbytes)
-        return round((x.nbytes + peak - state) / (2 * x.nbytes + block.live(width, step).peak_bytes), 4)
 
     def step_constant(self, table: Efficiency) -> float:
         """What a forward call costs beyond its parts, on a model so small that it is nearly nothing else."""

@@ -66,7 +66,7 @@ def test_a_table_survives_its_file(table: Efficiency) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    [{"archcompass_efficiency": 99}, {"kinds": None}, {"peaks": 3}, {"live": None},
+    [{"archcompass_efficiency": 99}, {"kinds": None}, {"peaks": 3}, {"step_seconds": None},
      {"layer_seconds": "soon"}, {"spread": {"decode": [1]}},
      {"kinds": {"gemm": {"compute": {"x": [2, 1], "y": [1], "values": [[1], [1]]}, "memory": {}, "launch_seconds": 0}}}],
 )  # fmt: skip
