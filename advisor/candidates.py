@@ -194,18 +194,31 @@ def why(decision: Decision, family: Family, sized: Sized, vetoes: list[Veto]) ->
     stopped = {
         "memory": f"the memory holds no larger one with {decision.ask.margin:.0%} left free and room for half as many "
         "sequences again",
-        "time": "a larger one would be too slow for what was asked"
-        if decision.ask.serves
-        else "a larger one would train too long",
+        "time": _too_slow(decision.ask),
         "need": "a larger one would bring this task little",
         "ladder": "no larger shape was considered",
         "stopgap": "it only stands in for a family that does not fit; with more memory that one is the answer",
     }[sized.bound]
+    return [*said, *_late(decision.ask, sized), stopped]
+
+
+def _too_slow(ask: Ask) -> str:
+    if not ask.serves:
+        return "a larger one would train too long"
+    asked = any(ask.asked(key) for key in ("tokens_per_second", "ttft_ms"))
+    return f"a larger one would be {'too slow for what was asked' if asked else 'slower than people like to wait'}"
+
+
+def _late(ask: Ask, sized: Sized) -> Iterator[str]:
+    """Limits it does not meet."""
     for name, factor in sized.misses.items():
         limit = {"ttft_ms": "first token", "step_ms": "token"}[name]
-        measure = "asked" if decision.ask.is_users_own(name) else "is comfortable"
-        said.append(f"takes {factor:.2g} times as long per {limit} as {measure}")
-    return [*said, stopped]
+        if ask.is_users_own(name):
+            yield f"takes {factor:.2g} times as long per {limit} as asked"
+        elif name == "step_ms" and sized.times and (paced := sized.times.paced_ms(ask)):
+            yield f"each user sees {1e3 / paced:.2g} tokens/s when all keep asking, since prompts are read in between"
+        else:
+            yield f"takes {factor:.2g} times as long per {limit} as is comfortable"
 
 
 def _card(ask: Ask) -> str:

@@ -100,20 +100,6 @@ def _missed(ask: Ask, family: Family | None, sizes: Mapping[Family, Sized]) -> l
     ]
 
 
-def _busy(ask: Ask, family: Family | None, sizes: Mapping[Family, Sized]) -> str | None:
-    """Whether reading prompts, and not writing, sets the pace."""
-    if family is None or sizes[family].times is None or ask.is_users_own("step_ms"):
-        return None
-    factor = sizes[family].misses.get("step_ms")
-    work = ask.reading.workload
-    if factor is None:
-        return None
-    return (
-        f"With {work.concurrency:,} sequences that each read {say_tokens(work.context)} and write {say_tokens(work.output)} "
-        f"tokens, a token takes {factor:.2g} times as long as is comfortable: share prefixes, shorten prompts or add cards."
-    )
-
-
 def _breadth_without_room(reading: Reading, sizes: Mapping[Family, Sized]) -> str | None:
     total = sizes["moe"].spec.parameters().total
     if reading.closed_book < 0.5 or (sizes["moe"].fits and (total > 2.5e10 or sizes["moe"].bound != "memory")):

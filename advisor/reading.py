@@ -1,6 +1,6 @@
 """What the rules read off a workload and a machine: lengths, loads and needs as numbers between 0 and 1.
 
-Every edge is soft, `soft(x, edge, octaves) = 1 / (1 + 2^((log2 edge - log2 x) / octaves))`: half at the edge. What grows with
+Every edge is soft, `soft(x, edge, octaves) = 1 / (1 + exp((log2 edge - log2 x) / octaves))`: half at the edge. What grows with
 context, concurrency or breadth only grows, so a longer context can never speak for a quadratic mixer.
 """
 
@@ -53,6 +53,9 @@ PATIENT_MEMORY = 4.0
 ENCODES = frozenset({"embed", "classify"})
 """Tasks that read a text once and write nothing."""
 
+PROMPTS_AGAIN = 0.2
+"""Share of a prompt that is new where prompts come again."""
+
 ROOM_EDGE_BYTES = 12e9
 """Memory where "there is room for many experts" is half true."""
 
@@ -60,6 +63,12 @@ POOR_EDGE = 4.0
 """How many times the card's memory exceeds what a dense model could read per token at the speed asked for."""
 
 USUAL_TOKENS_PER_SECOND = 20.0
+
+USUAL_READER = 8e9
+"""Parameters of the dense model a reader knows (Llama 3.1 8B)."""
+
+USUAL_MFU = 0.5
+"""Share of the data sheet's FLOP/s that reading a prompt reaches."""
 
 SHARED_MEMORY = frozenset({"edge", "apple", "apu"})
 """Kinds of accelerators whose memory is the system's."""
@@ -255,6 +264,17 @@ class Reading:
     def card_is_poor(self) -> float:
         """`poor`, of the card as sold."""
         return soft(self.card.total_memory_bytes / self.bytes_per_token_time, POOR_EDGE)
+
+    @cached_property
+    def reading_share(self) -> float:
+        """Time a usual dense model spends on the prompts of the others while it writes one token, over the time a token may
+        take: above 1 it has the memory for everybody and not the arithmetic. A plain number, not 0 to 1."""
+        work, card = self.workload, self.card
+        if work.stream or not self.keeps_cache:
+            return 0.0
+        prompts = (work.concurrency - 1) * self.context / work.output * (PROMPTS_AGAIN if self.reuse else 1.0)
+        flops = card.rate("bf16") * card.count * USUAL_MFU
+        return prompts * 2 * USUAL_READER / flops * self.tokens_per_second
 
     @cached_property
     def want_of_experts(self) -> float:

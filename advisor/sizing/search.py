@@ -12,8 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import takewhile
-from math import inf, isfinite
+from math import inf, isfinite, sqrt
 
+from archcompass.advisor.reading import PROMPTS_AGAIN
 from archcompass.advisor.sizing.adapters import adapter_memory, days_allowed, training_days
 from archcompass.advisor.sizing.ask import LEAST_PARAMETERS, LEAST_SIGNAL_PARAMETERS, Ask
 from archcompass.advisor.sizing.placement import first_token, is_worth, layouts, placed
@@ -58,7 +59,7 @@ class Times:
         if self.step_ms is None or prompts is None or work.stream:
             return self.step_ms
         others = 1.0 - 1.0 / work.concurrency
-        return self.step_ms + others * prompts * (0.2 if ask.reading.reuse else 1.0) / work.output
+        return self.step_ms + others * prompts * (PROMPTS_AGAIN if ask.reading.reuse else 1.0) / work.output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +140,7 @@ def _size(style: Style, ask: Ask, rungs: tuple[Shape, ...], ceiling: float) -> S
     most = min(ask.most_parameters, ceiling)
     within_need = _last(rungs, lambda shape: _parameters(style, shape) <= most) if isfinite(most) else len(rungs) - 1
     in_memory = _last(rungs[: within_need + 1], lambda shape: fits(style, shape, ask.grown, precision))
-    decent = _last(rungs[: in_memory + 1], lambda shape: _active(style, shape) <= DECENT_PARAMETERS[ask.kind])
+    decent = _last(rungs[: in_memory + 1], lambda shape: _equivalent(style, shape) <= DECENT_PARAMETERS[ask.kind])
     ease = easing(style, rungs[decent], ask, precision)
     in_time = _last(rungs[: in_memory + 1], lambda shape: in_times(style, shape, ask, precision, ease))
     bound = "time" if in_time < in_memory else "memory" if in_memory < within_need else "need"
@@ -219,19 +220,17 @@ def _ledger(style: Style, shape: Shape, request: Request, hardware: Hardware) ->
     return memory(build_spec(style, shape), request, hardware)
 
 
-EASE = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
-"""Steps by which limits that nobody asked for give way when even a decent model misses them."""
-
-DECENT_PARAMETERS = {"language": 3e9, "signal": 1e5}
-"""Active parameters below which a limit that nobody asked for is not worth shrinking the model any more."""
+DECENT_PARAMETERS = {"language": 1.03e10, "signal": 1e5}
+"""Dense-equivalent parameters, sqrt(total · active), below which a limit that nobody asked for is not worth shrinking the model
+any more: 10B, or 29B with experts of which 3.6B are active, as most open hybrids are made."""
 
 
 def easing(style: Style, decent: Shape, ask: Ask, precision: str) -> float:
     """How far limits that nobody asked for must give way for a decent model to meet them."""
     if not ask.serves:
         return 1.0
-    found = times(style, decent, ask.slowest, precision)
-    return next((ease for ease in EASE if not misses(found, ask, ease)), EASE[-1])
+    missed = misses(times(style, decent, ask.slowest, precision), ask)
+    return max((factor for limit, factor in missed.items() if not ask.is_users_own(limit)), default=1.0)
 
 
 def in_times(style: Style, shape: Shape, ask: Ask, precision: str, ease: float = 1.0) -> bool:
@@ -287,8 +286,9 @@ def _parameters(style: Style, shape: Shape) -> int:
     return build_spec(style, shape).parameters().total
 
 
-def _active(style: Style, shape: Shape) -> int:
-    return build_spec(style, shape).parameters().active
+def _equivalent(style: Style, shape: Shape) -> float:
+    parameters = build_spec(style, shape).parameters()
+    return sqrt(parameters.total * parameters.active)
 
 
 def _last(rungs: tuple[Shape, ...], holds: Callable[[Shape], bool]) -> int:

@@ -27,6 +27,9 @@ EXACT_PERIOD, LEAN_PERIOD = 4, 8
 lowest at 8 %, arXiv 2406.07887; Jamba takes 1:7)."""
 
 
+ROOMY_BYTES = 4e10
+"""Memory that holds about 30B in 8 bits beside some caches: below it a dense model is the better use of the memory."""
+
 LARGE_MACHINE_BYTES = 2e11
 """Memory beyond which a dense model would be larger than any that is still made (about 120B)."""
 
@@ -62,11 +65,14 @@ def attention_period(reading: Reading) -> int:
 
 
 def wants_experts(reading: Reading) -> bool:
-    """Whether a hybrid's channel mixers are experts: for facts, for many users, on large machines, with little bandwidth."""
+    """Whether a hybrid's channel mixers are experts: for facts, for many users or their prompts, on large machines, with little
+    bandwidth."""
     if reading.signal > 0.5 or reading.workload.mode == "finetuning" or reading.card.total_memory_bytes < 16e9:
         return False
+    roomy = reading.card.total_memory_bytes > ROOMY_BYTES
     large = reading.card.total_memory_bytes > LARGE_MACHINE_BYTES
-    return large or reading.closed_book >= 0.3 or reading.workload.concurrency >= 64 or reading.card_is_poor > 0.5
+    many = reading.workload.concurrency >= 64 or (reading.reading_share > 1.0 and roomy)
+    return large or many or reading.closed_book >= 0.3 or reading.card_is_poor > 0.5
 
 
 def experts_of(reading: Reading) -> tuple[int, int]:
