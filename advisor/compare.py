@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from archcompass.advisor.reading import Reading
 from archcompass.advisor.recommend import recommend
-from archcompass.advisor.units import say_bytes, say_seconds, say_tokens
+from archcompass.advisor.units import say_bytes, say_ms, say_tokens
 from archcompass.advisor.workload import Workload
 from archcompass.blocks.model.spec import ModelSpec
 from archcompass.profiles.hardware import Hardware
@@ -306,9 +306,5 @@ def _cause(metric: str, sweep: Sweep, cheaper: tuple[Point, Point], dearer: tupl
 
 
 def _said(metric: str, change: float) -> str:
-    say = say_bytes if metric == "memory_bytes" else _say_ms
+    say = say_bytes if metric == "memory_bytes" else say_ms
     return f"{'-' if change < 0 else '+'}{say(abs(change))}"
-
-
-def _say_ms(ms: float) -> str:
-    return say_seconds(ms / 1e3)

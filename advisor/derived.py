@@ -13,7 +13,7 @@ from archcompass.advisor.reading import Reading
 from archcompass.advisor.sizing.ask import Ask
 from archcompass.advisor.sizing.search import Sized
 from archcompass.advisor.sizing.shapes import Family
-from archcompass.advisor.units import say_bytes, say_seconds, say_tokens
+from archcompass.advisor.units import say_bytes, say_ms, say_tokens
 from archcompass.blocks.precision import precision
 
 HONEST_TOKENS = 2**20
@@ -154,7 +154,7 @@ def _times(ask: Ask, sizes: Mapping[Family, Sized]) -> list[Quantity]:
         if first is not None:
             seconds = first / 1e3
             low, high = seconds * load.low["prefill"], seconds * load.high["prefill"]
-            text = f"{say_tokens(ask.prompt)} tokens are read in {say_seconds(seconds)} by the {family}"
+            text = f"{say_tokens(ask.prompt)} tokens are read in {say_ms(1e3 * seconds)} by the {family}"
             found.append(_timed(f"prefill seconds, {family}", seconds, low, high, "seconds", text, load.source))
         if load.decode_ms_per_token is not None:
             rate = 1e3 / load.decode_ms_per_token

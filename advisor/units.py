@@ -1,4 +1,4 @@
-"""Quantities as people write them: "128k" tokens, "24GB" of memory, "1.5m", "unbounded", "2 s".
+"""Quantities as people write them ("128k" tokens, "24GB" of memory, "1.5m", "unbounded", "2 s"), and as they read them.
 
 A suffix on tokens is binary, because that is how context windows are named: 128k is 131,072 and 1M is 1,048,576. A suffix
 on bytes is what it says: GB is 10^9, GiB is 2^30.
@@ -6,6 +6,7 @@ on bytes is what it says: GB is 10^9, GiB is 2^30.
 
 import math
 import re
+from collections.abc import Callable
 from typing import Final
 
 from archcompass.errors import InputError
@@ -129,14 +130,16 @@ def _rounded(number: float) -> float:
     return float(round(number)) if math.isfinite(number) else number
 
 
-def say_tokens(count: int | str) -> str:
+def say_tokens(count: float | str) -> str:
     """Tokens for a reader: "128k", "1M", "4,352"."""
-    if not isinstance(count, int):
-        return str(count)
+    if isinstance(count, str):
+        return count
     for size, suffix in ((2**30, "G"), (2**20, "M"), (2**10, "k")):
         if count >= size and count % (size // 8 if size > 2**10 else size) == 0:
             return f"{count / size:g}{suffix}"
-    return f"{count:,}" if count < 10_000 else f"{count / 1024:,.0f}k"
+    if count < 10_000:
+        return f"{count:,.0f}"
+    return f"{count / 2**10:,.0f}k" if count < 10 * 2**20 else f"{count / 2**20:,.0f}M"
 
 
 def say_length(count: int | str) -> str:
@@ -145,29 +148,58 @@ def say_length(count: int | str) -> str:
 
 
 def say_bytes(size: float) -> str:
-    """Bytes for a reader, in decimal units as cards are sold: "20.9 GB"."""
+    """Bytes for a reader, in decimal units as cards are sold: "20.9 GB", "14 MB"."""
     for scale, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if size >= scale:
-            return f"{size / scale:.3g} {unit}" if size < 100 * scale else f"{size / scale:,.0f} {unit}"
+        if abs(size) >= scale * NEARLY:
+            return f"{_three(size / scale)} {unit}"
     return f"{size:.0f} B"
 
 
 def say_count(count: float) -> str:
-    """Parameters for a reader: "31B", "3.4B", "350M"."""
+    """Parameters as models are named, in two figures: "31B", "3.4B", "350M"."""
+    return _counted(count, lambda value: f"{value:.0f}" if value >= 9.95 else _three(value))
+
+
+def say_figures(count: float) -> str:
+    """Parameters, or whatever is many, in three figures: "31.2B", "3.4B", "350M"."""
+    return _counted(count, _three)
+
+
+def say_ms(milliseconds: float) -> str:
+    """A time for a reader: "9.8 s", "340 ms", "2.1 min", "50 µs"."""
+    for scale, least, unit in ((3.6e6, 3.6e6, "h"), (6e4, 1.2e5, "min"), (1e3, 1e3, "s"), (1.0, 1.0, "ms")):
+        if milliseconds >= least * NEARLY:
+            return f"{_three(milliseconds / scale)} {unit}"
+    return f"{_three(milliseconds * 1e3)} µs"
+
+
+def say_rate(value: float, unit: str = "tok/s") -> str:
+    """So many a second for a reader: "54.3 tok/s", "12.5k tok/s"."""
+    return f"{say_figures(value) if value >= 10_000 else _three(value)} {unit}"
+
+
+def say_spread(value: str, half: str) -> str:
+    """A quantity with half its range, whose unit is said once: "9.8 s ±3.1", "1.1 s ±758 ms"."""
+    number, _, unit = half.rpartition(" ")
+    return f"{value} ±{number if value.endswith(f' {unit}') else half}"
+
+
+NEARLY = 0.9995
+"""From this share of a unit on, three figures would round up to it."""
+
+
+def _counted(count: float, say: Callable[[float], str]) -> str:
     for scale, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if count >= scale:
-            value = count / scale
-            return f"{value:.0f}{unit}" if value >= 9.95 else f"{value:.1f}".removesuffix(".0") + unit
+        if abs(count) >= scale * NEARLY:
+            return f"{say(count / scale)}{unit}"
     return f"{count:.0f}"
 
 
-def say_seconds(seconds: float) -> str:
-    """A time for a reader: "9.8 s", "340 ms", "0.05 ms"."""
-    if seconds >= 120:
-        return f"{seconds / 60:,.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
-    if seconds >= 1:
-        return f"{seconds:.1f} s"
-    return f"{seconds * 1e3:.3g} ms"
+def _three(value: float) -> str:
+    """Three figures at most, never more decimals than mean something."""
+    if abs(value) >= 99.95:
+        return f"{value:,.0f}"
+    return f"{value:.1f}".removesuffix(".0") if abs(value) >= NEARLY else f"{value:.2f}"
 
 
 def parameters(text: str, name: str) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from archcompass.advisor.report import facts, units
+from archcompass.advisor import units
+from archcompass.advisor.report import facts
 from archcompass.advisor.report.figures import FAMILIES, MEMORY_PARTS
 
 Data = dict[str, Any]
@@ -21,8 +22,8 @@ def memory(answer: Data) -> Table:
     rows = [
         [
             candidate["family"],
-            *(units.gb(candidate["memory"][key]) for key in parts),
-            units.gb(candidate["memory"]["total_bytes"]),
+            *(units.say_bytes(candidate["memory"][key]) for key in parts),
+            units.say_bytes(candidate["memory"]["total_bytes"]),
             facts.verdict(candidate),
         ]
         for candidate in candidates
@@ -35,7 +36,10 @@ def sweep(comparison: Data, key: str, say: Callable[[float], str]) -> Table:
     places = list(dict.fromkeys(point[comparison["sweep"]] for point in comparison["points"]))
     found = {(point[comparison["sweep"]], point["family"]): point[key] for point in comparison["points"]}
     rows = [
-        [units.tokens(place), *(say(value) if (value := found.get((place, family))) else "-" for family in FAMILIES)]
+        [
+            units.say_tokens(place),
+            *(say(value) if (value := found.get((place, family))) else "-" for family in FAMILIES),
+        ]
         for place in places
     ]
     return [[comparison["sweep"], *FAMILIES], *rows]
@@ -56,4 +60,4 @@ def decision_map(found: Data) -> Table:
         [row, *(cell or "nothing fits" for cell in cells)]
         for row, cells in zip(found["rows"], found["cells"], strict=True)
     ]
-    return [[f"{found['down']} / {found['across']}", *map(units.tokens, found["columns"])], *rows]
+    return [[f"{found['down']} / {found['across']}", *map(units.say_tokens, found["columns"])], *rows]

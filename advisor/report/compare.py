@@ -6,15 +6,15 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from archcompass.advisor import units
 from archcompass.advisor.cli.output import print_lines
-from archcompass.advisor.report import units
 from archcompass.advisor.report.layout import Cell, styled, table, width, wrap, write
 from archcompass.advisor.report.tables import markdown_lines
 
 QUESTIONS = (
-    ("memory_bytes", "Memory", units.gb),
-    ("prefill_ms", "Time to read the prompt", units.duration),
-    ("decode_ms_per_token", "Time per token", units.duration),
+    ("memory_bytes", "Memory", units.say_bytes),
+    ("prefill_ms", "Time to read the prompt", units.say_ms),
+    ("decode_ms_per_token", "Time per token", units.say_ms),
 )
 
 
@@ -57,7 +57,7 @@ def grid(data: dict[str, Any], families: list[str], key: str, say: Any) -> list[
             _cell(here[family], key, say) + _seen(data, here[family], key, say) + (" *" if family == best else "  ")
             for family in families
         ]
-        rows.append([units.tokens(place), *cells])
+        rows.append([units.say_tokens(place), *cells])
     return rows
 
 
@@ -68,7 +68,7 @@ def crossing_lines(data: dict[str, Any]) -> list[str]:
         (" measured", cross) for cross in data["measured_crossovers"]
     ]
     return [
-        f"{said} above {units.tokens(round(cross['at'], -2) if cross['at'] > 1000 else round(cross['at']))}: "
+        f"{said} above {units.say_tokens(round(cross['at'], -2) if cross['at'] > 1000 else round(cross['at']))}: "
         f"{cross['cheaper']} needs less {names[cross['metric']]} than {cross['dearer']} ({cross['cause']})"
         for said, cross in found
     ] or [" No two families change places within this sweep."]
@@ -131,7 +131,9 @@ def _seen(data: dict[str, Any], point: dict[str, Any], key: str, say: Any) -> st
 
 
 def _models(data: dict[str, Any]) -> str:
-    parts = [f"{family} {units.count(facts['total'])} {facts['precision']}" for family, facts in data["models"].items()]
+    parts = [
+        f"{family} {units.say_figures(facts['total'])} {facts['precision']}" for family, facts in data["models"].items()
+    ]
     return "  ·  ".join(parts)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from archcompass.advisor.report import units
+from archcompass.advisor import units
 
 Data = dict[str, Any]
 
@@ -13,9 +13,11 @@ def sentence(data: Data) -> str:
     """The answer in one sentence."""
     pick, machine = data["candidates"][0], data["hardware"]
     family = pick["family"].upper() + (" with experts" if pick["family"] == "hybrid" and pick["experts"] else "")
-    left = units.gb(pick["memory"]["left_bytes"]) + (" to spare on each" if machine["count"] > 1 else " to spare")
+    left = units.say_bytes(pick["memory"]["left_bytes"]) + (
+        " to spare on each" if machine["count"] > 1 else " to spare"
+    )
     system = pick["memory"].get("system_bytes")
-    left += f", {units.gb(system)} of experts in system memory" if system else ""
+    left += f", {units.say_bytes(system)} of experts in system memory" if system else ""
     what = "trains on" if data["workload"]["mode"] != "inference" else "fits"
     return f"{family} · {size(pick)} · {pick['precision']} · {what} your {machine['name']} with {left}"
 
@@ -24,14 +26,14 @@ def size(candidate: Data) -> str:
     """'31B total, 3.4B active', or one figure where all are active."""
     total, active = candidate["parameters"]["total"], candidate["parameters"]["active"]
     if active >= 0.8 * total:
-        return f"{units.count(total)} parameters"
-    return f"{units.count(total)} total, {units.count(active)} active"
+        return f"{units.say_figures(total)} parameters"
+    return f"{units.say_figures(total)} total, {units.say_figures(active)} active"
 
 
 def headings(data: Data, *, measured: bool) -> list[str]:
     """Headings of the families' table."""
-    memory = f"memory of {units.gb(data['hardware']['total_memory_bytes'])}"
-    length = units.tokens(data["candidates"][0]["speed"]["prompt"])
+    memory = f"memory of {units.say_bytes(data['hardware']['total_memory_bytes'])}"
+    length = units.say_tokens(data["candidates"][0]["speed"]["prompt"])
     times = ["tokens read", "days"] if _trains(data) else [f"prefill {length}", "decode/user"]
     return ["", "family", "model", memory, *times, *(["measured here"] if measured else []), "fits"]
 
@@ -69,9 +71,9 @@ def front(data: Data) -> list[list[str]]:
             point["family"],
             point["name"],
             point["precision"],
-            units.count(point["quality"]),
-            units.gb(point["memory_bytes"]),
-            units.rate(point["per_user"], "t/s"),
+            units.say_figures(point["quality"]),
+            units.say_bytes(point["memory_bytes"]),
+            units.say_rate(point["per_user"], "t/s"),
             _style(point),
         ]
         for point in data["front"][:FRONT_ROWS]
@@ -80,22 +82,22 @@ def front(data: Data) -> list[list[str]]:
 
 def _style(point: Data) -> str:
     told = [f"{point['experts_per_token']} of {point['experts']} experts"] if point["experts"] else []
-    return ", ".join([*told, *([f"windows of {units.tokens(point['window'])}"] if point["window"] else [])]) or "-"
+    return ", ".join([*told, *([f"windows of {units.say_tokens(point['window'])}"] if point["window"] else [])]) or "-"
 
 
 def memory_cell(used: float, capacity: float, bar: int) -> str:
     """'####....  20.9 GB'; a plus where it overflows."""
     if not bar:
-        return units.gb(used)
+        return units.say_bytes(used)
     filled = round(bar * used / capacity)
     picture = "#" * min(filled, bar) + "." * (bar - filled) if used <= capacity else "#" * (bar - 1) + "+"
-    return f"{picture} {units.gb(used):>7}"
+    return f"{picture} {units.say_bytes(used):>7}"
 
 
 def budget(training: Data) -> tuple[str, str]:
     """(tokens that the training reads, days it takes)."""
     days = training["days"]
-    return units.count(training["tokens"]), f"{days:.0f}" if days >= 10 else f"{days:.2g}"
+    return units.say_figures(training["tokens"]), f"{days:.0f}" if days >= 10 else f"{days:.2g}"
 
 
 def prefill(speed: Data | None) -> str:
@@ -103,7 +105,7 @@ def prefill(speed: Data | None) -> str:
     if not speed or speed.get("ttft_ms") is None:
         return "-"
     value, factors = speed["ttft_ms"], speed["range"]["prefill"]
-    return f"{units.duration(value)} ±{units.duration(value * (factors['high'] - factors['low']) / 2)}"
+    return units.say_spread(units.say_ms(value), units.say_ms(value * (factors["high"] - factors["low"]) / 2))
 
 
 def decode(speed: Data | None) -> str:
@@ -112,7 +114,7 @@ def decode(speed: Data | None) -> str:
         return "-"
     value, factors = speed["per_user"], speed["range"]["decode"]
     half = value * (1 / factors["low"] - 1 / factors["high"]) / 2
-    return f"{units.rate(value, 't/s')} ±{units.rate(half, '').strip()}"
+    return units.say_spread(units.say_rate(value, "t/s"), units.say_rate(half, "t/s"))
 
 
 def verdict(candidate: Data) -> str:
@@ -121,7 +123,7 @@ def verdict(candidate: Data) -> str:
         return f"vetoed: {candidate['vetoes'][0]}"
     if not candidate["fits"]:
         over = candidate["memory"]["per_card_bytes"] - candidate["memory"]["capacity_bytes"]
-        return f"no: {units.gb(over)} short" if over > 0 else "no: within the margin"
+        return f"no: {units.say_bytes(over)} short" if over > 0 else "no: within the margin"
     misses = [f"{name.removesuffix('_ms')} {factor:.1f}x" for name, factor in candidate["misses"].items()]
     return f"yes, misses {', '.join(misses)}" if misses else "yes"
 
@@ -138,7 +140,7 @@ def lines(data: Data, profile: Data | None, folder: str | None = None) -> list[t
     if pick["split"]:
         said.append(("Split", split(pick["split"])))
     if data["published"]:
-        said.append(("Open models near", "  ·  ".join(map(published, data["published"][:3]))))
+        said.append(("Open models near", "  ·  ".join(published(model, pick["speed"]["prompt"]) for model in data["published"][:3])))
     said += [("Beware", text) for text in data["contradictions"]]
     said += [("Note", text) for text in data["notes"]]
     if data["defaults"]:
@@ -162,7 +164,7 @@ def marginal(price: Data) -> str:
     """'one more attention layer: 0.41 GB and 6 % of decode'."""
     parts = []
     if price["memory_bytes"]:
-        parts.append(units.gb(price["memory_bytes"]))
+        parts.append(units.say_bytes(price["memory_bytes"]))
     if price["decode_percent"] is not None:
         parts.append(f"{price['decode_percent']:.1f} % of decode")
     return f"{price['what']}: {' and '.join(parts)}"
@@ -170,15 +172,22 @@ def marginal(price: Data) -> str:
 
 def split(cards: Data) -> str:
     """How several cards share the model."""
-    text = f"{cards['how']}; {units.gb(cards['per_card_bytes'])} on each"
+    text = f"{cards['how']}; {units.say_bytes(cards['per_card_bytes'])} on each"
     return f"{text}, links take {cards['link_share']:.0%} of a token's time" if cards["link_share"] else text
 
 
-def published(model: Data) -> str:
-    """'qwen3-next-80b-a3b: fp8, 45 GB', or why not."""
+def published(model: Data, tokens: int) -> str:
+    """'qwen3-next-80b-a3b: fp8, 45 GB', or why not.
+
+    Args:
+        tokens: what it is to read at once.
+    """
+    memory, most = units.say_bytes(model["memory_bytes"]), model["made_for"]
     if not model["fits"]:
-        return f"{model['name']}: no ({units.gb(model['memory_bytes'])})"
-    return f"{model['name']}: yes, {model['precision']}, {units.gb(model['memory_bytes'])}"
+        return f"{model['name']}: no ({memory})"
+    if most is not None and most < tokens:
+        return f"{model['name']}: fits ({memory}), but was made for {units.say_tokens(most)} tokens"
+    return f"{model['name']}: yes, {model['precision']}, {memory}"
 
 
 def numbers(data: Data, profile: Data | None) -> str:
@@ -214,10 +223,10 @@ def _speeds(entry: Data) -> str:
     parts = []
     if entry["prefill"]:
         times = f", {entry['ratio']['prefill']:.2f}x predicted" if "prefill" in entry["ratio"] else ""
-        parts.append(f"prefill of {units.tokens(entry['prompt'])} {units.duration(entry['prefill']['ms'])}{times}")
+        parts.append(f"prefill of {units.say_tokens(entry['prompt'])} {units.say_ms(entry['prefill']['ms'])}{times}")
     if entry["decode"]:
         times = f", {entry['ratio']['decode']:.2f}x predicted" if "decode" in entry["ratio"] else ""
-        parts.append(f"{units.duration(entry['decode']['ms_per_token'])} a token{times}")
+        parts.append(f"{units.say_ms(entry['decode']['ms_per_token'])} a token{times}")
     return "; ".join(parts) or "nothing in the time given"
 
 
@@ -250,7 +259,7 @@ def _value(key: str, value: Any) -> str:
     if isinstance(value, bool):
         return "yes"
     if isinstance(value, int) and key in ("context", "output", "corpus"):
-        return units.tokens(value)
+        return units.say_tokens(value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import ceil, floor, log10
 from typing import Any
 
-from archcompass.advisor.report import units
+from archcompass.advisor import units
 
 Data = dict[str, Any]
 
@@ -81,7 +81,7 @@ def sweep(
 def decision_map(found: Data) -> Data:
     """Which family comes first over context and breadth, with 'you are here'."""
     order = {family: index for index, family in enumerate(FAMILIES)}
-    columns = [units.tokens(value) for value in found["columns"]]
+    columns = [units.say_tokens(value) for value in found["columns"]]
     colours = [
         [step, f"var:{family}"] for index, family in enumerate(FAMILIES) for step in (index / 4, (index + 1) / 4)
     ]
@@ -90,8 +90,8 @@ def decision_map(found: Data) -> Data:
     if isinstance(here[found["across"]], int):
         place = min(found["columns"], key=lambda value: abs(value - here[found["across"]]))
         marks.append(
-            {"type": "scatter", "mode": "markers+text", "x": [units.tokens(place)], "y": [here[found["down"]]], "text": ["you"],
-             "textposition": "top center",
+            {"type": "scatter", "mode": "markers+text", "x": [units.say_tokens(place)], "y": [here[found["down"]]],
+             "text": ["you"], "textposition": "top center",
              "marker": {"size": 13, "color": "var:paper", "line": {"width": 2, "color": "var:ink"}},
              "textfont": {"color": "var:paper"}, "hoverinfo": "skip", "showlegend": False}
         )  # fmt: skip
@@ -217,7 +217,7 @@ def _crossings(comparison: Data, key: str, scale: float, unit: str) -> Data:
         "y": [_height(cross, comparison, key) * scale for cross in crossings],
         "marker": {"symbol": "circle-open", "size": 13, "color": "var:ink", "line": {"width": 2}},
         "text": [
-            f"above {units.tokens(round(cross['at']))} {cross['cheaper']} needs less than {cross['dearer']}:<br>"
+            f"above {units.say_tokens(round(cross['at']))} {cross['cheaper']} needs less than {cross['dearer']}:<br>"
             f"{cross['cause']}"
             for cross in crossings
         ],
@@ -280,4 +280,4 @@ def _mark_text(value: float) -> str:
 
 def _powers(comparison: Data) -> Data:
     values = list(dict.fromkeys(point[comparison["sweep"]] for point in comparison["points"]))[::2]
-    return {"tickmode": "array", "tickvals": values, "ticktext": [units.tokens(value) for value in values]}
+    return {"tickmode": "array", "tickvals": values, "ticktext": [units.say_tokens(value) for value in values]}

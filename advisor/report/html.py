@@ -10,7 +10,8 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from archcompass.advisor.report import alternatives, facts, figures, units
+from archcompass.advisor import units
+from archcompass.advisor.report import alternatives, facts, figures
 from archcompass.advisor.report.compass import rose
 from archcompass.advisor.report.tables import flatten, shown
 
@@ -130,7 +131,7 @@ def _card(candidate: Data, profile: Data | None) -> str:
         "model": escape(candidate["name"]),
         "size": escape(facts.size(candidate)),
         "weights in": escape(candidate["precision"]),
-        "memory": _told(units.gb(candidate["memory"]["total_bytes"]), "memory ledger, all cards"),
+        "memory": _told(units.say_bytes(candidate["memory"]["total_bytes"]), "memory ledger, all cards"),
         "first token": _told(facts.prefill(candidate["speed"]), _source(candidate)),
         "per user": _told(facts.decode(candidate["speed"]), _source(candidate)),
         "fits": escape(facts.verdict(candidate)),
@@ -168,9 +169,9 @@ def _sweeps(comparison: Data) -> str:
     reading, token, grows = (
         chart(name, f"{alternative} over context, by family", alternatives.sweep(comparison, key, say))
         for name, alternative, key, say in (
-            ("prefill", "Time to read the prompts", "prefill_ms", units.duration),
-            ("decode", "Time per token", "decode_ms_per_token", units.duration),
-            ("grows", "Memory", "memory_bytes", units.gb),
+            ("prefill", "Time to read the prompts", "prefill_ms", units.say_ms),
+            ("decode", "Time per token", "decode_ms_per_token", units.say_ms),
+            ("grows", "Memory", "memory_bytes", units.say_bytes),
         )
     )
     text = (
@@ -238,7 +239,7 @@ def _published(answer: Data) -> str:
     rows = "".join(
         f"<tr><td>{_told(m['name'], m['source'])}</td><td>{escape(m['family'])}</td>"
         f"<td>{'yes' if m['fits'] else 'no'}, {escape(m['precision'])}</td>"
-        f"<td class=n>{_told(units.gb(m['memory_bytes']), 'memory ledger')}</td><td>{escape(m['why'])}</td>"
+        f"<td class=n>{_told(units.say_bytes(m['memory_bytes']), 'memory ledger')}</td><td>{escape(m['why'])}</td>"
         f"<td>{escape(m['licence'] or 'not known')}</td></tr>"
         for m in answer["published"]
     )

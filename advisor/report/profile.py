@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from archcompass.advisor import units
 from archcompass.advisor.cli.output import print_lines
-from archcompass.advisor.report import units
 from archcompass.advisor.report.layout import Cell, Column, row, table, width, write
 from archcompass.advisor.report.tables import markdown_lines
 
@@ -36,13 +36,13 @@ def _labelled(label: str, text: str, room: int) -> list[str]:
 def headline(data: dict[str, Any]) -> str:
     """What was asked of whom, and whether it fits."""
     parameters, first = data["parameters"], data["profiles"][0]
-    size = f"{units.count(parameters['total'])} total"
+    size = f"{units.say_figures(parameters['total'])} total"
     if parameters["active"] < 0.95 * parameters["total"]:
-        size += f", {units.count(parameters['active'])} active"
+        size += f", {units.say_figures(parameters['active'])} active"
     spare = first["memory"]["capacity_bytes"] - first["memory"]["per_card_bytes"]
     if not first["fits"]:
         return f"{data['model']} · {size} · {first['precision']} · {first['verdict']}"
-    left = f"{units.gb(spare)} to spare" if spare < 1e15 else "measured here"
+    left = f"{units.say_bytes(spare)} to spare" if spare < 1e15 else "measured here"
     return f"{data['model']} · {size} · {first['precision']} · fits {first['hardware']}, {left}"
 
 
@@ -57,8 +57,10 @@ def memory_lines(entry: dict[str, Any]) -> list[str]:
         ("overhead", memory["overhead_bytes"]),
     ]
     whole = max(memory["total_bytes"], 1)
-    lines = [f" {name:<12}{units.gb(size):>9}  {'#' * round(BAR * size / whole)}" for name, size in parts if size > 0]
-    return [*lines, f" {'in all':<12}{units.gb(memory['total_bytes']):>9}"]
+    lines = [
+        f" {name:<12}{units.say_bytes(size):>9}  {'#' * round(BAR * size / whole)}" for name, size in parts if size > 0
+    ]
+    return [*lines, f" {'in all':<12}{units.say_bytes(memory['total_bytes']):>9}"]
 
 
 def rows(data: dict[str, Any]) -> list[list[str]]:
@@ -68,8 +70,8 @@ def rows(data: dict[str, Any]) -> list[list[str]]:
             str(number),
             entry["source"],
             entry["hardware"],
-            f"{units.tokens(entry['prompt'])} + {units.tokens(entry['generate'])}",
-            units.gb(entry["memory"]["total_bytes"]),
+            f"{units.say_tokens(entry['prompt'])} + {units.say_tokens(entry['generate'])}",
+            units.say_bytes(entry["memory"]["total_bytes"]),
             _prefill(entry),
             _decode(entry),
             "yes" if entry["fits"] else "no",
@@ -98,13 +100,13 @@ def _decode(entry: dict[str, Any]) -> str:
     if entry["decode"] is None:
         return "-"
     bounds = entry["range"]["decode_ms_per_token"]
-    text = units.rate(entry["decode"]["tokens_per_second_per_user"])
+    text = units.say_rate(entry["decode"]["tokens_per_second_per_user"])
     if bounds is None:
         return text
     half = (1e3 / bounds[0] - 1e3 / bounds[1]) / 2
-    return f"{text} ±{units.rate(half, '').strip()}"
+    return units.say_spread(text, units.say_rate(half))
 
 
 def _with_range(value: float, bounds: list[float] | None) -> str:
-    text = units.duration(value)
-    return text if bounds is None else f"{text} ±{units.duration((bounds[1] - bounds[0]) / 2)}"
+    text = units.say_ms(value)
+    return text if bounds is None else units.say_spread(text, units.say_ms((bounds[1] - bounds[0]) / 2))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from archcompass.advisor import units
 from archcompass.advisor.cli.output import console, plain, print_lines
-from archcompass.advisor.report import units
 
 Row = Mapping[str, Any]
 
@@ -37,15 +37,15 @@ def shown(key: str, value: Any) -> str:
 
 def _number(key: str, value: float) -> str:
     if "bytes_per_second" in key:
-        return f"{units.gb(value)}/s"
+        return f"{units.say_bytes(value)}/s"
     if "bytes" in key:
-        return units.gb(value) if value else "0"
+        return units.say_bytes(value) if value else "0"
     if key.startswith("flops") or ".flops" in key:
         return f"{value / 1e12:,.1f} TFLOP/s"
     if key.endswith(("_ms", ".ms")) or "_ms_" in key:
-        return units.duration(value)
+        return units.say_ms(value)
     if key.split(".")[0] in ("parameters", "published") or key.endswith("parameters"):
-        return units.count(value)
+        return units.say_figures(value)
     if isinstance(value, int):
         return str(value) if key.endswith("year") else f"{value:,}"
     return f"{value:,.4g}"

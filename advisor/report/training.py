@@ -8,7 +8,7 @@ from typing import Any
 from rich.markup import escape
 
 from archcompass.advisor.cli.output import console
-from archcompass.advisor.report.units import gb
+from archcompass.advisor.units import say_bytes
 
 BARS = "▁▂▃▄▅▆▇█"
 
@@ -28,7 +28,7 @@ def lines(data: dict[str, Any]) -> list[str]:
     verdict = "learns" if last < first else "did not learn"
     bits = "" if data["bits_per_byte"] is None else f", {data['bits_per_byte']:.2f} bits per byte"
     speed = "-" if data["tokens_per_second"] is None else f"{data['tokens_per_second']:,.0f} tokens/s"
-    peak = "" if data["peak_memory_bytes"] is None else f" · {gb(data['peak_memory_bytes'])} at most"
+    peak = "" if data["peak_memory_bytes"] is None else f" · {say_bytes(data['peak_memory_bytes'])} at most"
     losses = [point["loss"] for point in data["losses"]]
     told = [
         f" [bold]{escape(data['model'])} {verdict}[/]: held-out loss {first:.3f} → {last:.3f} nats{bits}, "

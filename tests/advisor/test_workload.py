@@ -165,3 +165,16 @@ def test_tokens_are_said_as_they_are_asked(count: int | str, said: str) -> None:
 )
 def test_parameters_are_said_as_models_are_named(count: float, said: str) -> None:
     assert units.say_count(count) == said
+
+
+@pytest.mark.parametrize(
+    ("ms", "said"),
+    [(0.05, "50 µs"), (340.0, "340 ms"), (999.9, "1 s"), (9800.0, "9.8 s"), (126e3, "2.1 min"), (9e6, "2.5 h")],
+)
+def test_times_are_said_in_three_figures(ms: float, said: str) -> None:
+    assert units.say_ms(ms) == said
+
+
+def test_a_range_says_its_unit_once() -> None:
+    assert units.say_spread("9.8 s", "3.1 s") == "9.8 s ±3.1"
+    assert units.say_spread("1.1 s", "758 ms") == "1.1 s ±758 ms"
