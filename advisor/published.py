@@ -14,6 +14,7 @@ from archcompass.advisor.sizing.search import Sized, held_by
 from archcompass.advisor.units import say_bytes, say_count
 from archcompass.blocks import zoo
 from archcompass.blocks.model.spec import ModelSpec
+from archcompass.blocks.precision import precision
 from archcompass.profiles.predict import predict
 
 WRITTEN = ("text", "code", "logs")
@@ -29,8 +30,9 @@ class Existing(Result):
 
     Attributes:
         name, family, parameters: which it is.
-        precision: the best allowed that fits, or the smallest when none does.
+        precision: the best allowed that fits and is no larger than what was published, or the smallest when none does.
         fits: whether it does, the margin left free.
+        made_for: tokens it was made for; None where nobody says.
         memory_bytes: over all cards.
         per_user: tokens per second for each user; None when it does not fit.
         licence, source: of weights and figures.
@@ -41,6 +43,7 @@ class Existing(Result):
     family: str
     precision: str
     fits: bool
+    made_for: int | None
     parameters: dict[str, int]
     memory_bytes: float
     ttft_ms: float | None
@@ -81,11 +84,12 @@ def _far(name: str, total: int) -> float:
 def _under(ask: Ask, name: str, pick: Sized, distrusted: Container[str]) -> Existing:
     entry = zoo.entry(name)
     spec = entry.spec
-    chosen, (held, request) = ask.precisions[0], held_by(spec, ask, ask.precisions[0])
-    for precision in ask.precisions[1:]:
-        better, how = held_by(spec, ask, precision)
-        if better.per_card_bytes <= ask.capacity_bytes:
-            chosen, held, request = precision, better, how
+    chosen, *better = _formats(ask, entry.precision)
+    held, request = held_by(spec, ask, chosen)
+    for each in better:
+        wider, how = held_by(spec, ask, each)
+        if wider.per_card_bytes <= ask.capacity_bytes:
+            chosen, held, request = each, wider, how
     fits = held.per_card_bytes <= ask.capacity_bytes
     load = predict(spec, request, ask.hardware) if fits and ask.serves else None
     step = load.decode_ms_per_token if load else None
@@ -96,6 +100,7 @@ def _under(ask: Ask, name: str, pick: Sized, distrusted: Container[str]) -> Exis
         family=family(spec),
         precision=chosen,
         fits=fits,
+        made_for=spec.max_position_embeddings,
         parameters={"total": parameters.total, "active": parameters.active},
         memory_bytes=held.total_bytes,
         ttft_ms=first.prefill_ms if first else None,
@@ -106,6 +111,12 @@ def _under(ask: Ask, name: str, pick: Sized, distrusted: Container[str]) -> Exis
         if family(spec) not in distrusted
         else "its family is vetoed here",
     )
+
+
+def _formats(ask: Ask, published: str) -> list[str]:
+    """Formats its weights may take, smallest first: none larger than what was published."""
+    bits = precision(published).bits
+    return list(dict.fromkeys(each if precision(each).bits <= bits else published for each in ask.precisions))
 
 
 def _why(ask: Ask, spec: ModelSpec, needs: float, fits: bool, pick: Sized) -> str:

@@ -42,6 +42,7 @@ class Entry(NamedTuple):
         licence: of the weights; None where it is not known or no weights were published.
         note: what differs between the figures and the count, or is not confirmed; empty where nothing does.
         same_as: the entry of which this is another spelling, or None.
+        precision: the format its weights are published in; more bits than these bring nothing.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Entry(NamedTuple):
     licence: str | None
     note: str
     same_as: str | None
+    precision: str
 
 
 @cache
@@ -78,6 +80,7 @@ def entry(name: str) -> Entry:
         licence=facts.get("licence"),
         note=facts.get("note", ""),
         same_as=facts.get("same_as"),
+        precision=facts.get("precision", "bf16"),
     )
 
 

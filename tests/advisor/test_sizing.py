@@ -215,6 +215,13 @@ def test_published_models_say_whether_they_fit_and_why() -> None:
     assert not recommend(Workload(task="detect", stream=True, gpu="l4")).published
 
 
+def test_open_models_take_no_more_bits_than_they_were_published_in() -> None:
+    answer = recommend(Workload(task="qa", knowledge="documents", context="64k", concurrency=16, gpu="l40s"))
+    published = {model.name: model.precision for model in answer.published}
+    assert published["gpt-oss-20b"] == "mxfp4"
+    assert published["nemotron-3-nano-30b-a3b"] == "fp8"
+
+
 def test_nothing_on_the_front_is_beaten_and_the_best_quality_is_on_it() -> None:
     answer = recommend(Workload(context="16k", gpu="l40s", concurrency=4), quick=True, effort="high")
     assert len(answer.front) > 3
