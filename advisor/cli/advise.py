@@ -65,7 +65,7 @@ def advise_on(
     if as_json:
         print_json(data)
     else:
-        folder = None if out is None else str(out)
+        folder = "" if out is None else str(out)
         show(data["recommendation"], profile=data["profile"], folder=folder, markdown=markdown)
     if written:
         told = console(error=True)

@@ -53,7 +53,8 @@ def ask(
     if not as_json:
         _summary(workload.to_yaml())
     if only_recommend:
-        return recommend_on(workload, as_json=as_json, out=out, sample=measured)
+        question = str(Path(out or ".") / "workload.yaml")
+        return recommend_on(workload, as_json=as_json, question=question, out=out, sample=measured)
     return advise_on(workload, out=out, as_json=as_json)
 
 

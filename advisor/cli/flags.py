@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -99,6 +100,15 @@ def read_sample(path: Path | None, bytes_per_token: float, tokenizer: Path | Non
     from archcompass.advisor.sample import measure
 
     return measure(path, bytes_per_token=bytes_per_token, tokenizer=tokenizer)
+
+
+def spoken(path: Path | None, flags: dict[str, Any]) -> str:
+    """The question as it is typed after a command's name: a file, then flags."""
+    words = [] if path is None else [str(path)]
+    for name, value in flags.items():
+        flag = name.replace("_", "-")
+        words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+    return shlex.join(words)
 
 
 def read_workload(path: Path | None, flags: dict[str, Any]) -> Workload:

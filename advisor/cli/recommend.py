@@ -18,6 +18,7 @@ from archcompass.advisor.cli.flags import (
     WorkloadFile,
     read_sample,
     read_workload,
+    spoken,
     with_workload_flags,
 )
 from archcompass.advisor.cli.output import print_json
@@ -53,7 +54,16 @@ def recommend(
     """
     measured = read_sample(sample, bytes_per_token, tokenizer)
     workload = read_workload(workload_file, (measured.keys if measured else {}) | flags)
-    recommend_on(workload, as_json=as_json, markdown=markdown, explain=explain, effort=effort, sample=measured)
+    question = spoken(workload_file, (measured.keys if measured else {}) | flags)
+    recommend_on(
+        workload,
+        as_json=as_json,
+        markdown=markdown,
+        explain=explain,
+        question=question,
+        effort=effort,
+        sample=measured,
+    )
 
 
 def recommend_on(
@@ -62,11 +72,14 @@ def recommend_on(
     as_json: bool = False,
     markdown: bool = False,
     explain: bool = False,
+    question: str = "",
     out: Path | None = None,
     effort: Literal["normal", "high"] = "normal",
     sample: Sample | None = None,
 ) -> None:
     """Answers `workload` on stdout, and keeps it in `out` when that is given; says what was measured of `sample`.
+
+    `question` is what was typed for it, as the commands to type next repeat it.
 
     Raises:
         DoesNotFitError: nothing fits; says what would.
@@ -86,6 +99,6 @@ def recommend_on(
     elif answer.refusal is None:
         from archcompass.advisor.report.terminal import show
 
-        show(data, markdown=markdown, explain=explain)
+        show(data, question=question, markdown=markdown, explain=explain)
     if answer.refusal is not None:
         raise DoesNotFitError(answer.refusal)

@@ -30,6 +30,16 @@ def size(candidate: Data) -> str:
     return f"{units.say_figures(total)} total, {units.say_figures(active)} active"
 
 
+def asked(data: Data) -> str:
+    """What the user gave, key by key."""
+    return told({key: value for key, value in data["workload"].items() if key not in data["defaults"]})
+
+
+def told(values: Data) -> str:
+    """Keys of a workload with their values, those without one left out."""
+    return ", ".join(f"{key} {_value(key, value)}" for key, value in values.items() if value not in (None, False))
+
+
 def headings(data: Data, *, measured: bool) -> list[str]:
     """Headings of the families' table."""
     memory = f"memory of {units.say_bytes(data['hardware']['total_memory_bytes'])}"
@@ -128,8 +138,13 @@ def verdict(candidate: Data) -> str:
     return f"yes, misses {', '.join(misses)}" if misses else "yes"
 
 
-def lines(data: Data, profile: Data | None, folder: str | None = None) -> list[tuple[str, str]]:
-    """The sentences below the table: (label, text)."""
+def lines(data: Data, profile: Data | None, folder: str = "", question: str = "") -> list[tuple[str, str]]:
+    """The sentences below the table: (label, text).
+
+    Args:
+        folder: where the answer's files were written.
+        question: what the user typed after the command's name, for the commands to type next.
+    """
     pick = data["candidates"][0]
     said = [("It would flip to", flips(data))]
     if pick["why"][1:]:
@@ -140,7 +155,8 @@ def lines(data: Data, profile: Data | None, folder: str | None = None) -> list[t
     if pick["split"]:
         said.append(("Split", split(pick["split"])))
     if data["published"]:
-        said.append(("Open models near", "  ·  ".join(published(model, pick["speed"]["prompt"]) for model in data["published"][:3])))
+        near = (published(model, pick["speed"]["prompt"]) for model in data["published"][:3])
+        said.append(("Open models near", "  ·  ".join(near)))
     said += [("Beware", text) for text in data["contradictions"]]
     said += [("Note", text) for text in data["notes"]]
     if data["defaults"]:
@@ -150,7 +166,7 @@ def lines(data: Data, profile: Data | None, folder: str | None = None) -> list[t
         ("", ""),
         ("Numbers", numbers(data, profile)),
         *measured(profile),
-        ("Next", following(profile, folder)),
+        ("Next", following(profile, folder, question)),
     ]
 
 
@@ -173,7 +189,7 @@ def marginal(price: Data) -> str:
 def split(cards: Data) -> str:
     """How several cards share the model."""
     text = f"{cards['how']}; {units.say_bytes(cards['per_card_bytes'])} on each"
-    return f"{text}, links take {cards['link_share']:.0%} of a token's time" if cards["link_share"] else text
+    return f"{text}, links take {100 * cards['link_share']:.0f} % of a token's time" if cards["link_share"] else text
 
 
 def published(model: Data, tokens: int) -> str:
@@ -207,7 +223,7 @@ def measured(profile: Data | None) -> list[tuple[str, str]]:
     for entry in profile["profiles"]:
         if entry["source"] in ("measured", "sampled"):
             ran = entry["ran"]
-            runs = f"{ran.get('prefill_runs', '?')} and {ran.get('decode_runs', '?')} runs"
+            runs = f"timed {ran.get('prefill_runs', '?')} and {ran.get('decode_runs', '?')} times"
             what = (
                 "the whole model"
                 if entry["source"] == "measured"
@@ -222,37 +238,46 @@ def measured(profile: Data | None) -> list[tuple[str, str]]:
 def _speeds(entry: Data) -> str:
     parts = []
     if entry["prefill"]:
-        times = f", {entry['ratio']['prefill']:.2f}x predicted" if "prefill" in entry["ratio"] else ""
-        parts.append(f"prefill of {units.say_tokens(entry['prompt'])} {units.say_ms(entry['prefill']['ms'])}{times}")
+        read = f"{units.say_tokens(entry['prompt'])} tokens read in {units.say_ms(entry['prefill']['ms'])}"
+        parts.append(read + _beside(entry, "prefill"))
     if entry["decode"]:
-        times = f", {entry['ratio']['decode']:.2f}x predicted" if "decode" in entry["ratio"] else ""
-        parts.append(f"{units.say_ms(entry['decode']['ms_per_token'])} a token{times}")
+        parts.append(f"{units.say_ms(entry['decode']['ms_per_token'])} a token" + _beside(entry, "decode"))
     return "; ".join(parts) or "nothing in the time given"
 
 
-def following(profile: Data | None, folder: str | None) -> str:
-    """What to do next."""
+def _beside(entry: Data, phase: str) -> str:
+    return f", {times(entry['ratio'][phase])} what was predicted for it" if phase in entry["ratio"] else ""
+
+
+def following(profile: Data | None, folder: str, question: str) -> str:
+    """What to do next, with the same question."""
     if profile is None:
-        return "archcompass advise -o out/  ·  archcompass compare --sweep context  ·  archcompass recommend --explain"
-    model = f"{folder}/model.yaml" if folder else "model.yaml"
-    check = f"on the card: archcompass profile {model} --device cuda"
-    return f"{check}  ·  archcompass verify {model}  ·  archcompass compare --sweep context"
+        words = f" {question}" if question else ""
+        commands = [f"advise{words} -o out/", f"compare{words} --sweep context", f"recommend{words} --explain"]
+        return "  ·  ".join(f"archcompass {command}" for command in commands)
+    at = f"{folder}/" if folder else ""
+    check = f"on the card: archcompass profile {at}model.yaml --device cuda"
+    return f"{check}  ·  archcompass verify {at}model.yaml  ·  archcompass compare {at}workload.yaml --sweep context"
 
 
 def ratio(profile: Data) -> str:
     """Measured over predicted, for the same run on this machine."""
     for entry in profile["profiles"]:
         if entry["ratio"]:
-            return " / ".join(f"{ratio:.2f}x" for ratio in entry["ratio"].values())
+            return " / ".join(times(ratio) for ratio in entry["ratio"].values())
     return "-"
+
+
+def times(ratio: float) -> str:
+    """'26x', '5.8x', '0.95x'."""
+    return f"{ratio:.0f}x" if ratio >= 10 else f"{ratio:.2g}x"
 
 
 def assumed(defaults: Data) -> str:
     """The keys nobody gave, with the value taken for each; those that are simply absent last."""
-    told = {key: taken["value"] for key, taken in defaults.items() if taken["value"] not in (None, False)}
     absent = [key for key, taken in defaults.items() if taken["value"] in (None, False)]
-    parts = [f"{key} {_value(key, value)}" for key, value in told.items()]
-    return ", ".join([*parts, *([f"no {' or '.join(absent)}"] if absent else [])])
+    parts = told({key: taken["value"] for key, taken in defaults.items()})
+    return ", ".join([parts, *([f"no {' or '.join(absent)}"] if absent else [])])
 
 
 def _value(key: str, value: Any) -> str:

@@ -23,10 +23,14 @@ MEMORY_PARTS = {
 }
 
 
+STEPS = ((1.0,), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0), tuple(step / 10 for step in range(10, 100)))
+"""Marks within a power of ten, the fewest first."""
+
+
 def memory(answer: Data) -> Data:
     """Stacked bars against the card's line."""
     candidates = answer["candidates"]
-    names = [f"{candidate['family']}<br>{candidate['name']}" for candidate in candidates]
+    names = [f"{candidate['family']}<br>{candidate['name'].replace('-', '-<br>')}" for candidate in candidates]
     bars = [
         {
             "type": "bar",
@@ -45,6 +49,7 @@ def memory(answer: Data) -> Data:
         "layout": {
             "barmode": "stack",
             "title": {"text": "Memory, GB"},
+            "xaxis": {"tickangle": 0},
             "yaxis": {"title": {"text": "GB"}},
             "shapes": [
                 {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": capacity, "y1": capacity,
@@ -56,9 +61,19 @@ def memory(answer: Data) -> Data:
 
 
 def sweep(
-    comparison: Data, key: str, title: str, scale: float, unit: str, spread: tuple[float, float], profile: Data | None
+    comparison: Data,
+    key: str,
+    title: str,
+    scale: float,
+    unit: str,
+    spread: tuple[float, float],
+    profile: Data | None,
+    limit: float | None = None,
 ) -> Data:
-    """One line a family over the sweep on logarithmic axes, a band for its range, crossings named, measured points as dots."""
+    """One line a family over the sweep on logarithmic axes, a band for its range, crossings named, measured points as dots.
+
+    `limit` is drawn across: what the card holds.
+    """
     traces: list[Data] = []
     for family in FAMILIES:
         points = [p for p in comparison["points"] if p["family"] == family and p[key]]
@@ -67,13 +82,14 @@ def sweep(
         traces += _seen(family, seen, comparison["sweep"], key, scale, unit)
     crossings = [cross for cross in comparison["crossovers"] if cross["metric"] == key]
     traces += [_crossings(comparison, key, scale, unit), *_dots(profile, key, scale, unit)]
+    traces += [] if limit is None else [_limit(comparison, limit * scale, unit)]
     return {
         "data": traces,
         "layout": {
             "title": {"text": title},
             "xaxis": {"type": "log", "title": {"text": f"{comparison['sweep']}, tokens"}, **_powers(comparison)},
             "yaxis": {"type": "log", "title": {"text": unit}, **_ticks(_heights(traces))},
-            "annotations": _named(crossings, comparison, key, scale),
+            "annotations": _named(crossings, comparison, key, scale, _heights(traces)),
         },
     }
 
@@ -206,6 +222,19 @@ def _dots(profile: Data | None, key: str, scale: float, unit: str) -> list[Data]
     return dots
 
 
+def _limit(comparison: Data, height: float, unit: str) -> Data:
+    xs = [point[comparison["sweep"]] for point in comparison["points"]]
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": "what the card holds",
+        "x": [min(xs), max(xs)],
+        "y": [height, height],
+        "line": {"color": "var:bad", "width": 2, "dash": "dash"},
+        "hovertemplate": f"the card holds %{{y:.4g}} {unit}<extra></extra>",
+    }
+
+
 def _crossings(comparison: Data, key: str, scale: float, unit: str) -> Data:
     """Every crossing as a mark that names the two and says why."""
     crossings = [cross for cross in comparison["crossovers"] if cross["metric"] == key]
@@ -225,13 +254,15 @@ def _crossings(comparison: Data, key: str, scale: float, unit: str) -> Data:
     }
 
 
-def _named(crossings: list[Data], comparison: Data, key: str, scale: float) -> list[Data]:
-    """The first crossing that the square loses, in words: here a linear family passes a quadratic one."""
+def _named(crossings: list[Data], comparison: Data, key: str, scale: float, heights: list[float]) -> list[Data]:
+    """The first crossing that the square loses, in words above all lines: here a linear family passes a quadratic one."""
     lost = [
         cross
         for cross in crossings
         if cross["dearer"] in ("transformer", "moe") and cross["cheaper"] in ("ssm", "hybrid")
     ]
+    xs = [log10(point[comparison["sweep"]]) for point in comparison["points"]]
+    above = log10(max(heights)) + 0.1 * log10(max(heights) / min(heights))
     return [
         {
             "x": log10(cross["at"]),
@@ -239,13 +270,20 @@ def _named(crossings: list[Data], comparison: Data, key: str, scale: float) -> l
             "text": f"here {cross['cheaper']} passes {cross['dearer']}",
             "showarrow": True,
             "arrowhead": 2,
-            "ax": -30,
-            "ay": -40,
-            "font": {"size": 11, "color": f"var:{cross['cheaper']}"},
+            **_beside(log10(cross["at"]) > (min(xs) + max(xs)) / 2),
+            "ayref": "y",
+            "ay": above,
+            "bgcolor": "var:card/dd",
+            "font": {"size": 12, "color": f"var:{cross['cheaper']}"},
             "arrowcolor": f"var:{cross['cheaper']}",
         }
         for cross in lost[:1]
     ]
+
+
+def _beside(is_right: bool) -> Data:
+    """Where a mark's words stand: on the side with more room."""
+    return {"ax": -14, "xanchor": "right"} if is_right else {"ax": 14, "xanchor": "left"}
 
 
 def _height(cross: Data, comparison: Data, key: str) -> float:
@@ -265,12 +303,14 @@ def _heights(traces: list[Data]) -> list[float]:
 
 
 def _ticks(values: list[float]) -> Data:
-    """Marks of a logarithmic axis in full: powers of ten, and more between them the fewer of those would be seen."""
+    """Marks of a logarithmic axis in full: powers of ten, and more between them until at least four are seen."""
     if not values:
         return {}
-    low, high = log10(min(values)), log10(max(values))
-    steps = (1.0,) if high - low > 3 else (1.0, 2.0, 5.0) if high - low > 1 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
-    marks = [step * 10.0**power for power in range(floor(low), ceil(high) + 1) for step in steps]
+    powers = range(floor(log10(min(values))), ceil(log10(max(values))) + 1)
+    for steps in STEPS:
+        marks = [step * 10.0**power for power in powers for step in steps]
+        if sum(min(values) <= mark <= max(values) for mark in marks) >= 4:
+            break
     return {"tickmode": "array", "tickvals": marks, "ticktext": [_mark_text(mark) for mark in marks]}
 
 

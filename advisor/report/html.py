@@ -59,7 +59,7 @@ def page(report: Data, command: str) -> str:
         _section("What else to know", _notes(answer, profile)),
         _section("Why: the arithmetic of the rules", _rules(answer)),
         _section("Every number", _numbers(answer, profile)),
-        _section("Repeat it", f"<pre>{escape(command)}</pre><p class=dim>{escape(_versions(report))}</p>"),
+        _section("Repeat it", _repeat(report, command)),
     ]
     return document(facts.sentence(answer), "\n".join(body), charts)
 
@@ -83,13 +83,14 @@ def _charts(answer: Data, pictures: Data, profile: Data | None) -> Data:
     comparison = pictures["comparison"]
     prefill, decode = spread.get("prefill", (1.0, 1.0)), spread.get("decode", (1.0, 1.0))
     one = (1.0, 1.0)
+    card = answer["hardware"]["total_memory_bytes"]
     return {
         "memory": figures.memory(answer),
         "prefill": figures.sweep(
             comparison, "prefill_ms", "Time to read the prompts", 1e-3, "seconds", prefill, profile
         ),
         "decode": figures.sweep(comparison, "decode_ms_per_token", "Time per token", 1.0, "ms", decode, profile),
-        "grows": figures.sweep(comparison, "memory_bytes", "Memory over context", 1e-9, "GB", one, profile),
+        "grows": figures.sweep(comparison, "memory_bytes", "Memory over context", 1e-9, "GB", one, profile, card),
         "map": figures.decision_map(pictures["map"]),
         "roofline": figures.roofline(pictures["roofline"]),
     }
@@ -99,11 +100,12 @@ def _opening(answer: Data) -> str:
     family = answer["family"]
     sentence = escape(facts.sentence(answer))
     word = sentence.split(" ·")[0]
-    doubts = "; ".join(answer["doubts"])
+    doubts = "".join(f" · {escape(doubt)}" for doubt in answer["doubts"])
     return (
         f'<h1><span class="family {escape(family)}">{word}</span>{sentence.removeprefix(word)}</h1>'
-        f"<p>{escape(answer['candidates'][0]['why'][0])}.</p>"
-        f"<p class=dim>confidence {answer['confidence']:.2f}{': ' + escape(doubts) if doubts else ''}</p>"
+        f"<p class=says>{escape(answer['candidates'][0]['why'][0])}.</p>"
+        f"<p class=dim>Confidence {answer['confidence']:.2f} of 1{doubts}</p>"
+        f"<p class=dim>Asked: {escape(facts.asked(answer))}</p>"
     )
 
 
@@ -111,7 +113,7 @@ def _compass(answer: Data) -> str:
     items = "".join(
         f'<li class="{escape(rule["family"])}"><b>{escape(rule["rule"].replace("-", " "))} {rule["strength"]:.2f}</b>'
         f'<div class=bar><span style="width:{100 * rule["strength"]:.0f}%"></span></div>'
-        f'<span style="color:var(--ink)">{escape(rule["reason"])}</span></li>'
+        f'<span class=says style="color:var(--ink)">{escape(rule["reason"])}</span></li>'
         for rule in sorted(answer["rules"], key=lambda rule: -rule["strength"])
     )
     vetoes = "".join(f"<li><b>{escape(v['family'])} is out</b>: {escape(v['reason'])}</li>" for v in answer["vetoes"])
@@ -137,8 +139,7 @@ def _card(candidate: Data, profile: Data | None) -> str:
         "fits": escape(facts.verdict(candidate)),
     }
     if profile is not None:
-        told = "measured on this machine over predicted for the same run: prefill, decode"
-        rows["measured here"] = _told(_ratios(profile), told)
+        rows["measured"] = _measured(profile)
     cells = "".join(f"<dt>{key}</dt><dd>{value}</dd>" for key, value in rows.items())
     prices = "".join(f"<li>{escape(price)}</li>" for price in candidate["price"])
     family = escape(candidate["family"])
@@ -146,9 +147,14 @@ def _card(candidate: Data, profile: Data | None) -> str:
     return f'<div class="card {family}">{head}<dl>{cells}</dl><ul>{prices}</ul></div>'
 
 
-def _ratios(profile: Data) -> str:
-    ratios: Data = next((entry["ratio"] for entry in profile["profiles"] if entry["ratio"]), {})
-    return ", ".join(f"{ratio:.1f}x" for ratio in ratios.values()) or "-"
+def _measured(profile: Data) -> str:
+    """What a run on the machine at hand took, over what was predicted for that run: no word about the card."""
+    entry: Data = next((entry for entry in profile["profiles"] if entry["ratio"]), {})
+    ratios = ", ".join(f"{phase} {facts.times(ratio)}" for phase, ratio in entry.get("ratio", {}).items())
+    if not ratios:
+        return "-"
+    where = "this machine" if entry["hardware"] == profile["hardware"] else f"a {entry['hardware']}, not the card"
+    return _told(f"on {where}: {ratios} the prediction", "measured over predicted for the same run on the same machine")
 
 
 def _memory(answer: Data) -> str:
@@ -202,11 +208,11 @@ def _map(found: Data) -> str:
 
 
 def _layers(layers: list[list[Data]], answer: Data) -> str:
-    """Every layer as a column of its sublayers, and a key."""
+    """Every layer as a column of its sublayers, one period of the pattern beside the next, and a key."""
     names = list(dict.fromkeys(part["name"] for layer in layers for part in layer))
     tints = {name: f"var(--layer-{index % TINTS + 1})" for index, name in enumerate(names)}
     letters = {name: name[:1].upper() for name in names}
-    columns = "".join(
+    columns = [
         '<div class=layer title="{}">{}</div>'.format(
             escape(f"layer {depth}: " + ", ".join(part["label"] for part in layer)),
             "".join(
@@ -214,6 +220,10 @@ def _layers(layers: list[list[Data]], answer: Data) -> str:
             ),
         )
         for depth, layer in enumerate(layers, 1)
+    ]
+    period = _period(layers)
+    groups = "".join(
+        f"<div class=group>{''.join(columns[at : at + period])}</div>" for at in range(0, len(layers), period)
     )
     labels = {part["name"]: part["label"] for layer in layers for part in layer}
     key = "".join(
@@ -221,8 +231,13 @@ def _layers(layers: list[list[Data]], answer: Data) -> str:
         for name in names
     )
     told = escape(f"{len(layers)} layers, from the input at the left: {answer['candidates'][0]['model']['layers']}")
-    stack = f'<div class=stack role=img aria-label="{told}">{columns}</div>'
+    stack = f'<div class=stack role=img aria-label="{told}">{groups}</div>'
     return f"{stack}<p class=keys>{key}</p><p class=dim>Each column is a layer. {told}</p>"
+
+
+def _period(layers: list[list[Data]]) -> int:
+    """After how many layers the pattern repeats; 1 where it does not."""
+    return next((p for p in range(1, len(layers) // 2 + 1) if layers[p:] == layers[:-p]), 1)
 
 
 def _flips(answer: Data) -> str:
@@ -236,16 +251,21 @@ def _flips(answer: Data) -> str:
 def _published(answer: Data) -> str:
     if not answer["published"]:
         return "<p class=dim>None of the published models was looked at.</p>"
+    columns = {
+        "model": lambda m: _told(m["name"], m["source"]),
+        "family": lambda m: escape(m["family"]),
+        "fits": lambda m: f"{'yes' if m['fits'] else 'no'}, {escape(m['precision'])}",
+        "memory": lambda m: _told(units.say_bytes(m["memory_bytes"]), "memory ledger"),
+        "why": lambda m: escape(m["why"]),
+        "licence": lambda m: escape(m["licence"] or "not known"),
+    }
     rows = "".join(
-        f"<tr><td>{_told(m['name'], m['source'])}</td><td>{escape(m['family'])}</td>"
-        f"<td>{'yes' if m['fits'] else 'no'}, {escape(m['precision'])}</td>"
-        f"<td class=n>{_told(units.say_bytes(m['memory_bytes']), 'memory ledger')}</td><td>{escape(m['why'])}</td>"
-        f"<td>{escape(m['licence'] or 'not known')}</td></tr>"
+        f"<tr>{''.join(f'<td data-of={name}>{say(m)}</td>' for name, say in columns.items())}</tr>"
         for m in answer["published"]
     )
-    head = "".join(f"<th scope=col>{h}</th>" for h in ("model", "family", "fits", "memory", "why", "licence"))
+    head = "".join(f"<th scope=col>{name}</th>" for name in columns)
     table = _scroll("open models near", f"<tr>{head}</tr>{rows}")
-    return f"<p>Most users should download, not train.</p>{table}"
+    return f"<p>Most users should download, not train.</p><div class=rows>{table}</div>"
 
 
 def _notes(answer: Data, profile: Data | None) -> str:
@@ -342,8 +362,16 @@ def _source(candidate: Data) -> str:
     )
 
 
-def _versions(report: Data) -> str:
-    return ", ".join(f"{name} {number}" for name, number in report["versions"].items())
+def _repeat(report: Data, command: str) -> str:
+    """The command, the workload it reads as YAML (of which JSON is a part), and the versions."""
+    asked = report["recommendation"]["workload"]
+    given = {key: value for key, value in asked.items() if key not in report["recommendation"]["defaults"]}
+    yaml = "\n".join(f"{key}: {json.dumps(value)}" for key, value in given.items())
+    versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
+    return (
+        f"<pre>{escape(command)}</pre><p>where workload.yaml holds</p><pre>{escape(yaml)}</pre>"
+        f"<p class=dim>{escape(versions)}</p>"
+    )
 
 
 def _asset(name: str) -> str:

@@ -26,17 +26,24 @@ LEAST = 12
 
 
 def show(
-    data: Data, *, profile: Data | None = None, folder: str | None = None, markdown: bool = False, explain: bool = False
+    data: Data,
+    *,
+    profile: Data | None = None,
+    folder: str = "",
+    question: str = "",
+    markdown: bool = False,
+    explain: bool = False,
 ) -> None:
-    """Prints a recommendation on stdout, and beside it what was measured; `folder` is where its files were written."""
+    """Prints a recommendation on stdout, and beside it what was measured; `folder` and `question` as `facts.lines` has them."""
+    said = facts.lines(data, profile, folder, question)
     if markdown:
-        print_lines(_markdown(data, profile, folder))
+        print_lines(_markdown(data, profile, said))
         return
     room = width()
     write(_answer(data, room))
     write(_because(data, room))
     write(_families(data, profile, room))
-    write(_labelled(facts.lines(data, profile, folder), room))
+    write(_labelled(said, room))
     if data.get("front"):
         write(_front(data))
     if explain:
@@ -143,16 +150,18 @@ def _indented(texts: Iterable[str], room: int, *, dim: bool = True) -> list[str]
     return [f"   {styled(Cell(line, dim=dim))}" for text in texts for line in wrap(text, room - 3)]
 
 
-def _markdown(data: Data, profile: Data | None, folder: str | None) -> list[str]:
+def _markdown(data: Data, profile: Data | None, said: list[tuple[str, str]]) -> list[str]:
     """The same for an issue or a design review."""
     rules = [[rule["rule"], f"{rule['strength']:.2f}", rule["reason"]] for rule in data["rules"]]
     return [
         f"**{facts.sentence(data)}** (confidence {data['confidence']:.2f})",
         "",
+        f"Asked: {facts.asked(data)}",
+        "",
         *markdown_lines(["rule", "strength", "reason"], rules),
         "",
         *markdown_lines(facts.headings(data, measured=profile is not None), facts.rows(data, profile, bar=0)),
         "",
-        *(f"- **{label}**: {text}" for label, text in facts.lines(data, profile, folder) if label),
+        *(f"- **{label}**: {text}" for label, text in said if label),
         *(["", *markdown_lines(facts.FRONT, facts.front(data))] if data.get("front") else []),
     ]
