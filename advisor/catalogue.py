@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from archcompass.blocks.base import Step
 from archcompass.blocks.model.spec import ModelSpec
 from archcompass.blocks.zoo import entry, names
 from archcompass.profiles import hardware
+
+if TYPE_CHECKING:
+    from archcompass.advisor.sizing.shapes import Family
 
 LONG = 2**24
 """A context longer than any window, so that what still grows there grows for ever."""
@@ -18,7 +21,7 @@ def model_names() -> list[str]:
     return list(names())
 
 
-def family(spec: ModelSpec) -> str:
+def family(spec: ModelSpec) -> Family:
     """The corner a model stands in, read off what its blocks keep and say.
 
     A block that keeps a float32 state of constant size recurs; one whose state follows the cache's precision attends.

@@ -44,6 +44,23 @@ def retrieval_first(reading: Reading) -> str | None:
     return None
 
 
+CARDS_OF_A_MACHINE = 8
+"""Cards that fast links usually join (DGX, HGX)."""
+
+
+def _machines(ask: Ask) -> str | None:
+    """What is not in the times of more cards than one machine holds, and what to ask instead."""
+    cards, users = ask.hardware.count, ask.reading.workload.concurrency
+    if cards <= CARDS_OF_A_MACHINE or not ask.serves:
+        return None
+    copies = -(-cards // CARDS_OF_A_MACHINE)
+    return (
+        f"{cards} cards are usually {copies} machines of {CARDS_OF_A_MACHINE}: the slower links between them are not in these "
+        f"times. What fits one machine serves more users in {copies} copies: ask for {CARDS_OF_A_MACHINE} cards and "
+        f"{-(-users // copies)} of the {users:,} sequences."
+    )
+
+
 def notes(ask: Ask, family: Family | None, sizes: Mapping[Family, Sized]) -> list[str]:
     """Everything worth a sentence, most important first."""
     reading = ask.reading
@@ -54,6 +71,7 @@ def notes(ask: Ask, family: Family | None, sizes: Mapping[Family, Sized]) -> lis
         _window_only(sizes, family),
         _stands_in(ask, family, sizes),
         _from_nothing(reading, family),
+        _machines(ask),
         _offload(reading, sizes),
     ]
     return [sentence for sentence in said if sentence]

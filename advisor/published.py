@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
 from dataclasses import dataclass
+from itertools import islice
 
 from archcompass.advisor.catalogue import family
 from archcompass.advisor.decide import Decision
@@ -56,32 +56,38 @@ class Existing(Result):
 def existing(decision: Decision, pick: Sized) -> list[Existing]:
     """Published language models near the pick, the most fitting first; none for signals or training.
 
-    Of those nearest in size: families no veto speaks against, the pick's family, models made for the length, then size.
+    Of those nearest in size that no veto speaks against: the pick's family, models made for the length, then size.
     """
     ask = decision.ask
     if ask.reading.workload.modality not in WRITTEN or ask.kind == "signal" or ask.reading.workload.mode == "training":
         return []
     target = pick.spec.parameters().total
-    ranked = sorted(zoo.names(), key=lambda name: (_far(name, target), name))[:LOOKED_AT]
-    distrusted = {name for name, vetoes in decision.distrust.items() if vetoes}
+    near = sorted(zoo.names(), key=lambda name: (_far(name, target), name))
+    ranked = list(islice((name for name in near if _may_serve(decision, name)), LOOKED_AT))
 
-    def key(name: str) -> tuple[bool, bool, bool, int]:
+    def key(name: str) -> tuple[bool, bool, int]:
         spec = zoo.entry(name).spec
-        kind, length = family(spec), spec.max_position_embeddings
+        length = spec.max_position_embeddings
         short = length is not None and length < ask.prompt
-        return (kind in distrusted, kind != pick.style.family, short, ranked.index(name))
+        return (family(spec) != pick.style.family, short, ranked.index(name))
 
-    found = [_under(ask, name, pick, distrusted) for name in sorted(ranked, key=key)[:NAMED]]
+    found = [_under(ask, name, pick) for name in sorted(ranked, key=key)[:NAMED]]
     return sorted(found, key=lambda one: not one.fits)
 
 
+def _may_serve(decision: Decision, name: str) -> bool:
+    """Whether no veto speaks against its family, and it is no second spelling of another."""
+    entry = zoo.entry(name)
+    return entry.same_as is None and not decision.distrust[family(entry.spec)]
+
+
 def _far(name: str, total: int) -> float:
-    """Octaves between a published size and the pick's; larger ones count double, since they seldom fit."""
+    """How many times a published size is from the pick's; larger ones count double, since they seldom fit."""
     ratio = zoo.figures(name).total / total
     return ratio * 2 if ratio > 1 else 1 / ratio
 
 
-def _under(ask: Ask, name: str, pick: Sized, distrusted: Container[str]) -> Existing:
+def _under(ask: Ask, name: str, pick: Sized) -> Existing:
     entry = zoo.entry(name)
     spec = entry.spec
     chosen, *better = _formats(ask, entry.precision)
@@ -107,9 +113,7 @@ def _under(ask: Ask, name: str, pick: Sized, distrusted: Container[str]) -> Exis
         per_user=1e3 / step if step else None,
         licence=entry.licence,
         source=entry.source,
-        why=_why(ask, spec, held.per_card_bytes, fits, pick)
-        if family(spec) not in distrusted
-        else "its family is vetoed here",
+        why=_why(ask, spec, held.per_card_bytes, fits, pick),
     )
 
 

@@ -2,7 +2,8 @@
 
 At most ten questions, after what an expert asks first: what comes out, how long one sequence is, whether exact items must be
 found again, where the knowledge lives, which card, how many at once. A question that the earlier answers have settled is not
-asked, and the interview ends as soon as no open answer can change the family; but for the card, which decides every size.
+asked, and once no open answer can change the family only those that decide the size are: the card, how many sequences at
+once, and whether it is trained.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from archcompass.advisor.workload import Workload
 from archcompass.errors import InputError, nearest
 
 Answers = Mapping[str, Any]
+
+DECIDE_SIZES = frozenset({"gpu", "concurrency", "mode"})
+"""Questions asked even when the family is settled."""
 
 SIGNAL_TASKS = ("forecast", "detect", "transcribe", "control", "generate", "classify", "embed")
 
@@ -247,7 +251,7 @@ class Interview:
         done = {question.key for question, _ in self._given} | set(self.start)
         answers = self.answers
         left = [question for question in QUESTIONS if question.key not in done and question.asked(answers)]
-        return [question.after(answers) for question in left if not self.hurried or question.key == "gpu"]
+        return [question.after(answers) for question in left if not self.hurried or question.key in DECIDE_SIZES]
 
     @property
     def number(self) -> int:

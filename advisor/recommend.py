@@ -13,7 +13,7 @@ from archcompass.advisor.notes import contradictions, notes
 from archcompass.advisor.published import Existing, existing
 from archcompass.advisor.result import Result
 from archcompass.advisor.rules import Finding
-from archcompass.advisor.sensitivity import Flip, flips
+from archcompass.advisor.sensitivity import Flip, flips, turns_on
 from archcompass.advisor.sizing.search import Sized
 from archcompass.advisor.sizing.shapes import FAMILIES, Family
 from archcompass.advisor.units import say_bytes, say_count, say_tokens
@@ -134,7 +134,7 @@ AGREEMENT: dict[Family, float] = {"transformer": 0.88, "moe": 0.93, "ssm": 0.93,
 the others' are refined more than contradicted."""
 
 DECISIVE = ("context", "recall", "breadth", "concurrency")
-"""Keys whose default, when nobody gave them, makes the answer less sure."""
+"""Keys whose default, when nobody gave them and another value would change the family, makes the answer less sure."""
 
 
 def confidence(decision: Decision, contradicted: list[str]) -> tuple[float, list[str]]:
@@ -164,7 +164,7 @@ def confidence(decision: Decision, contradicted: list[str]) -> tuple[float, list
         if holds:
             sure *= factor
             doubts.append(doubt)
-    assumed = [key for key in DECISIVE if key in reading.workload.defaulted]
+    assumed = [key for key in DECISIVE if key in reading.workload.defaulted and turns_on(decision, key)]
     if assumed:
         doubts.append(f"not given: {', '.join(assumed)}")
     sure -= 0.03 * len(assumed) + 0.04 * len(contradicted)

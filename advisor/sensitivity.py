@@ -62,6 +62,20 @@ def flips(decision: Decision, limit: int = 8) -> list[Flip]:
     return sorted(found, key=lambda flip: flip.distance)[:limit]
 
 
+OFTEN = 8
+"""How many times more or less a length or a load often turns out to be than was thought."""
+
+
+def turns_on(decision: Decision, key: str) -> bool:
+    """Whether another ordinary value of an input changes the family: any word, a number eight times larger or smaller."""
+    work, now = decision.reading.workload, getattr(decision.reading.workload, key)
+    if isinstance(now, int):
+        others: Sequence[Any] = (max(1, now // OFTEN), now * OFTEN)
+    else:
+        others = choices(key) if key in WORDS else ()
+    return any(trusted_family(work.varied(**{key: other})) not in (None, decision.family) for other in others)
+
+
 def _words(work: Workload, family: Family) -> Iterator[Flip]:
     for key in WORDS:
         words = choices(key)

@@ -50,6 +50,13 @@ class Page:
             self.at, self.typed, self.said = 0, "", ""
         return None
 
+    def jump(self, letter: str) -> None:
+        """To the next option that begins with a letter, as lists do."""
+        options = self.interview.open[0].options
+        after = [*range(self.at + 1, len(options)), *range(self.at + 1)]
+        self.at = next((at for at in after if options[at].label.lower().startswith(letter.lower())), self.at)
+        self.said = ""
+
     def back(self) -> None:
         self.interview.back()
         self.at, self.typed, self.said = 0, "", ""
@@ -145,7 +152,7 @@ def _press(page: Page, key: str) -> None:
     if not page.typed and key == "?":
         return page.explain()
     if not page.interview.open[0].free:
-        return page.back() if key == "b" else None
+        return page.back() if key == "b" else page.jump(key)
     if key.isprintable():
         page.typed, page.said = page.typed + key, ""
     return None

@@ -157,7 +157,7 @@ def _reason(reading: Reading) -> str:
     work, memory = reading.workload, say_bytes(reading.hardware.total_memory_bytes)
     asked = QUESTIONS[work.breadth]
     if reading.signal > 0.5:
-        return f"{work.modality} hold no encyclopaedia; experts would only take memory"
+        return f"there is no encyclopaedia in {work.modality}; experts would only take memory"
     if reading.room < 0.5 and reading.closed_book > 0.4:
         return f"{asked} gain from many experts, but {memory} hold too few of them; retrieval is cheaper"
     if reading.experts_may_wait and reading.closed_book > 0.4:

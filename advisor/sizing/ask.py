@@ -48,6 +48,9 @@ combines a few of them, 128B thinks over many."""
 
 NEED_OF_REASONING = {"low": 1.0, "medium": 4.0, "high": 16.0, "extreme": 64.0}
 
+NEED_OF_ACCURACY = {"standard": 1.0, "high": 2.0, "uncompromising": 4.0}
+"""How many times larger a model is worth having where errors cost: judgement, a step of reasoning for the last word."""
+
 
 GROWTH = 1.5
 """Sequences at once that a size must still hold, over those asked for: users grow (twofold a year is an expert's guess), and a
@@ -252,6 +255,8 @@ class Ask:
         """A size beyond which the task gains nothing; infinite for open-ended language."""
         work = self.reading.workload
         needed = NEED.get(work.task)
+        if needed is not None:
+            needed *= NEED_OF_ACCURACY[work.accuracy]
         if needed is None and self.kind == "signal":
             return 7e9
         if needed is None and work.knowledge == "documents":

@@ -71,7 +71,7 @@ def wants_experts(reading: Reading) -> bool:
         return False
     roomy = reading.card.total_memory_bytes > ROOMY_BYTES
     large = reading.card.total_memory_bytes > LARGE_MACHINE_BYTES
-    many = reading.workload.concurrency >= 64 or (reading.reading_share > 1.0 and roomy)
+    many = reading.open_ended and (reading.workload.concurrency >= 64 or (reading.reading_share > 1.0 and roomy))
     return large or many or reading.closed_book >= 0.3 or reading.card_is_poor > 0.5
 
 

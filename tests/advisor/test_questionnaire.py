@@ -2,6 +2,7 @@
 
 import pytest
 
+from archcompass.advisor.cli.screen import Page
 from archcompass.advisor.questionnaire import QUESTIONS, Interview, settled
 from archcompass.advisor.workload import Workload
 from archcompass.errors import InputError
@@ -103,12 +104,21 @@ def test_it_is_settled_only_when_no_open_answer_changes_the_family() -> None:
     assert not settled(interview, lambda workload: "ssm" if workload.recall == "none" else "hybrid")
 
 
-def test_a_settled_family_leaves_only_the_card_to_ask_and_back_opens_the_rest() -> None:
+def test_a_letter_moves_to_the_next_answer_that_begins_with_it() -> None:
+    page = Page(Interview(start={"task": "detect"}))
+    options = page.interview.open[0].options
+    page.jump("s")
+    assert options[page.at].label == "sensor readings"
+    page.jump("q")
+    assert options[page.at].label == "sensor readings", "no answer begins with it"
+
+
+def test_a_settled_family_leaves_only_what_decides_the_size_and_back_opens_the_rest() -> None:
     interview = Interview()
     interview.type("detect")
     interview.type("")
     interview.type("unbounded")
     interview.hurried = True
-    assert [question.key for question in interview.open] == ["gpu"]
+    assert [question.key for question in interview.open] == ["gpu", "concurrency", "mode"]
     interview.back()
     assert interview.open[0].key == "context"
