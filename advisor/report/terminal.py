@@ -126,8 +126,9 @@ def _front(data: Data) -> list[str]:
 
 
 def _arithmetic(data: Data, room: int) -> list[str]:
-    """Every rule's formula, what went in, what came out, and what it stands on; then the derived quantities."""
-    lines: list[str] = []
+    """The derived quantities; then every rule's formula, what went in, what came out, and what it stands on."""
+    told = (f"{quantity['name']}: {quantity['text']}   [{quantity['source']}]" for quantity in data["derived"])
+    lines = ["", styled(Cell(" Worked out first", bold=True)), *_indented(told, room, dim=False)]
     for rule in sorted(data["rules"], key=lambda rule: -rule["strength"]):
         formula = f" {rule['rule'].replace('-', ' ')} = {rule['formula']} = {rule['strength']:.2f}"
         lines += ["", *row([Cell(formula, bold=True)], [Column(room)])]
@@ -142,8 +143,7 @@ def _arithmetic(data: Data, room: int) -> list[str]:
             ),
             room,
         )
-    told = (f"{quantity['name']}: {quantity['text']}   [{quantity['source']}]" for quantity in data["derived"])
-    return [*lines, "", styled(Cell(" Worked out first", bold=True)), *_indented(told, room, dim=False)]
+    return lines
 
 
 def _indented(texts: Iterable[str], room: int, *, dim: bool = True) -> list[str]:
