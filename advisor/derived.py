@@ -79,17 +79,22 @@ def derived(ask: Ask, sizes: Mapping[Family, Sized]) -> tuple[Quantity, ...]:
 
 def _total_cache(ask: Ask, attention: Sized) -> Quantity:
     work, growth = ask.reading.workload, cache_bytes_per_token(attention, ask)
-    total = attention.memory.state_bytes
+    total, small = attention.memory.state_bytes, _is_small(attention)
     return Quantity(
         name="total KV",
         value=total,
-        low=total * 0.5,
-        high=total,
+        low=total if small else total * 0.5,
+        high=total * 2 if small else total,
         unit="bytes",
         text=f"{work.concurrency:,} sequences of {say_tokens(ask.prompt)} tokens keep {say_bytes(total)} in the transformer's "
-        f"cache ({say_bytes(growth)} a token); 8-bit caches halve it",
+        f"cache ({say_bytes(growth)} a token); {'16-bit caches double it' if small else '8-bit caches halve it'}",
         source="memory ledger",
     )
+
+
+def _is_small(sized: Sized) -> bool:
+    """Whether its cache is kept in 8 bits already."""
+    return sized.request.kv_precision == "fp8"
 
 
 def _used_context(reading: Reading) -> Quantity:
@@ -118,12 +123,13 @@ def _t_speed(ask: Ask, attention: Sized) -> Quantity | None:
     return Quantity(
         name="T_speed",
         value=where,
-        low=where * 0.8,
-        high=where * 2.0,
+        low=where * (0.4 if _is_small(attention) else 0.8),
+        high=where * (1.25 if _is_small(attention) else 2.0),
         unit="tokens",
         text=f"with {count:,} sequences the caches outweigh the transformer's active weights from "
         f"{say_tokens(int(where))} tokens each; your {say_tokens(ask.prompt)} are {beyond}",
-        source="weight bytes / (batch · cache bytes per token); high end: 8-bit cache",
+        source="weight bytes / (batch · cache bytes per token); "
+        + ("low end: 16-bit cache" if _is_small(attention) else "high end: 8-bit cache"),
     )
 
 
@@ -154,14 +160,19 @@ def _times(ask: Ask, sizes: Mapping[Family, Sized]) -> list[Quantity]:
         if first is not None:
             seconds = first / 1e3
             low, high = seconds * load.low["prefill"], seconds * load.high["prefill"]
-            text = f"{say_tokens(ask.prompt)} tokens are read in {say_ms(1e3 * seconds)} by the {family}"
+            text = f"{say_tokens(ask.prompt)} tokens are read in {_between(seconds, low, high)} by the {family}"
             found.append(_timed(f"prefill seconds, {family}", seconds, low, high, "seconds", text, load.source))
         if load.decode_ms_per_token is not None:
             rate = 1e3 / load.decode_ms_per_token
             low, high = rate / load.high["decode"], rate / load.low["decode"]
-            text = f"each of {ask.reading.workload.concurrency:,} users sees {rate:.3g} tokens/s from the {family}"
+            seen = f"{rate:.3g} tokens/s ({low:.3g} to {high:.3g})"
+            text = f"each of {ask.reading.workload.concurrency:,} users sees {seen} from the {family}"
             found.append(_timed(f"decode per user, {family}", rate, low, high, "tokens_per_second", text, load.source))
     return found
+
+
+def _between(seconds: float, low: float, high: float) -> str:
+    return f"{say_ms(1e3 * seconds)} ({say_ms(1e3 * low)} to {say_ms(1e3 * high)})"
 
 
 def _timed(name: str, value: float, low: float, high: float, unit: str, text: str, source: str) -> Quantity:
