@@ -7,6 +7,8 @@ from archcompass.kernels.tiles import Row, Table, Tile
 
 WIDEST_KEY = 256
 CHUNK_SIZES = (16, 32, 64)
+# A float32 product is three TF32 products, and in chunks of 64 its backward pass does not stay in registers.
+WIDEST_FLOAT32_CHUNK = 32
 
 HALF = {"element_bytes": 2}
 
@@ -41,6 +43,31 @@ OUTPUT = Table(
     (
         Row(Tile({"BLOCK_K": 64, "BLOCK_V": 64}, warps=4, stages=1), upto=HALF),
         Row(Tile({"BLOCK_K": 32, "BLOCK_V": 32}, warps=8, stages=1)),
+    ),
+)
+OUTPUT_GRADIENT = Table(
+    "delta_rule.output_gradient",
+    (
+        Row(Tile({"BLOCK_K": 64, "BLOCK_V": 64}, warps=4, stages=1), upto=HALF),
+        Row(Tile({"BLOCK_K": 32, "BLOCK_V": 32}, warps=8, stages=1)),
+    ),
+)
+TARGET_GRADIENT = Table(
+    "delta_rule.target_gradient",
+    (Row(Tile({"BLOCK_V": 64}, warps=4, stages=1), upto=HALF), Row(Tile({"BLOCK_V": 32}, warps=8, stages=1))),
+)
+PAIRS_GRADIENT = Table(
+    "delta_rule.pairs_gradient",
+    (Row(Tile({"BLOCK_V": 32}, warps=4, stages=1), upto=HALF), Row(Tile({"BLOCK_V": 16}, warps=8, stages=1))),
+)
+# `kinds` of scores: 2, or 4 of DPLR. `vector` is 1 under a decay per key dimension.
+ROWS_GRADIENT = Table(
+    "delta_rule.rows_gradient",
+    (
+        Row(Tile({"BLOCK_K": 32, "BLOCK_V": 64}, warps=4, stages=1), upto=HALF | {"kinds": 2, "vector": 0}),
+        Row(Tile({"BLOCK_K": 16, "BLOCK_V": 32}, warps=8, stages=1), upto={"kinds": 2}),
+        Row(Tile({"BLOCK_K": 16, "BLOCK_V": 32}, warps=8, stages=1), upto=HALF),
+        Row(Tile({"BLOCK_K": 16, "BLOCK_V": 16}, warps=8, stages=1)),
     ),
 )
 RUNNING = Table("delta_rule.running", (Row(Tile({"BLOCK_K": 32}, warps=4, stages=1)),))

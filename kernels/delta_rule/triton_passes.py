@@ -11,18 +11,14 @@ and backward, with G the gradient of S' and dZ that of Z from the outputs:
 
     dZ += tail G,    G <- Diag(decay) G + Wᵀ dZ + dS
 
-All other gradients are batched products of what these two write down. States and accumulators are float32; the states
+All other gradients follow from what these two write down (triton_gradients.py). States and accumulators are float32; the states
 kept for the outputs are in the inputs' dtype, as the products that read them want them.
 """
-
-from math import prod
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from archcompass.kernels.delta_rule.tiles import STATE, STATE_BACKWARD
 from archcompass.kernels.tiles import next_power_of_two
@@ -221,106 +217,3 @@ def state_pass_backward(
 
 def _is_vector(decay: Tensor | None, key_dim: int) -> bool:
     return decay is not None and decay.shape[-1] == key_dim and key_dim > 1
-
-
-@torch.library.custom_op("archcompass::unit_lower_inverse_triton", mutates_args=())
-def unit_lower_inverse_op(strict: Tensor) -> Tensor:
-    """`invert` as an operator of torch, for [..., C, C]."""
-    return invert(strict.flatten(0, -3).contiguous()).view(strict.shape)
-
-
-@unit_lower_inverse_op.register_fake
-def _(strict):
-    return strict.new_empty(strict.shape)
-
-
-def _keep_inverse(ctx, inputs, output):
-    ctx.save_for_backward(output)
-
-
-def _differentiate_inverse(ctx, gradient):
-    (inverse,) = ctx.saved_tensors
-    return -(inverse.mT @ gradient @ inverse.mT).tril(-1)
-
-
-unit_lower_inverse_op.register_autograd(_differentiate_inverse, setup_context=_keep_inverse)
-
-
-@torch.library.custom_op("archcompass::delta_state_pass_triton", mutates_args=())
-def state_pass_op(
-    w: Tensor, u: Tensor, tail: Tensor, decay: Tensor | None, values: Tensor | None, first: Tensor, bounds: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`state_pass` as an operator of torch."""
-    return state_pass(
-        w.contiguous(), u.contiguous(), tail.contiguous(), _contiguous(decay), _contiguous(values),
-        first.contiguous(), bounds,
-    )  # fmt: skip
-
-
-@state_pass_op.register_fake
-def _(w, u, tail, decay, values, first, bounds):
-    states = w.new_empty((*w.shape[:2], w.shape[3], u.shape[3]))
-    return states, u.new_empty(u.shape), first.new_empty(first.shape)
-
-
-@torch.library.custom_op("archcompass::delta_state_pass_triton_backward", mutates_args=())
-def state_pass_backward_op(
-    w: Tensor, tail: Tensor, decay: Tensor | None, with_values: bool,
-    dwritten: Tensor, dstates: Tensor, dlast: Tensor, bounds: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """`state_pass_backward` as an operator of torch."""
-    return state_pass_backward(
-        w.contiguous(), tail.contiguous(), _contiguous(decay), with_values,
-        dwritten.contiguous(), dstates.contiguous(), dlast.contiguous(), bounds,
-    )  # fmt: skip
-
-
-@state_pass_backward_op.register_fake
-def _(w, tail, decay, with_values, dwritten, dstates, dlast, bounds):
-    dvalues = dwritten.new_empty(dwritten.shape if with_values else 0)
-    return dstates.new_empty(dstates.shape), dwritten.new_empty(dwritten.shape), dvalues, dlast.new_empty(dlast.shape)
-
-
-def _contiguous(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.contiguous()
-
-
-def _keep_pass(ctx, inputs, output):
-    w, _, tail, decay, values, _, bounds = inputs
-    states, written, _ = output
-    ctx.save_for_backward(w, tail, decay, values, bounds, states, written)
-
-
-def _differentiate_pass(ctx, dstates, dwritten, dlast):
-    w, tail, decay, values, bounds, states, written = ctx.saved_tensors
-    after, du, dvalues, dfirst = state_pass_backward_op(
-        w, tail, decay, values is not None, dwritten, dstates, dlast, bounds
-    )
-    carried = written if values is None else torch.cat([written, values], dim=2)
-    ddecay = None
-    if decay is not None:
-        ddecay = (states.float() * after.float()).sum(-1)
-        ddecay = ddecay if decay.shape[-1] == w.shape[-1] and w.shape[-1] > 1 else ddecay.sum(-1, keepdim=True)
-    return du @ states.mT, du, carried @ after.mT, ddecay, None if values is None else dvalues, dfirst, None
-
-
-state_pass_op.register_autograd(_differentiate_pass, setup_context=_keep_pass)
-
-
-@register_flop_formula(torch.ops.archcompass.unit_lower_inverse_triton)
-def _inverse_flops(strict: Any, **_: Any) -> int:
-    """Two products per merge, as in the torch path, from blocks of 16 upwards."""
-    size = strict[-1]
-    matrices = prod(strict[:-2])
-    return sum(matrices * 2 * size * half * half for half in (BLOCK, 2 * BLOCK) if half < size)
-
-
-@register_flop_formula(torch.ops.archcompass.delta_state_pass_triton)
-def _pass_flops(w: Any, u: Any, tail: Any, *_: Any, **__: Any) -> int:
-    chunks, heads, size, key_dim = w
-    return 2 * int(chunks * heads * key_dim * u[3] * (size + tail[2]))
-
-
-@register_flop_formula(torch.ops.archcompass.delta_state_pass_triton_backward)
-def _reverse_pass_flops(w: Any, tail: Any, decay: Any, with_values: Any, dwritten: Any, *_: Any, **__: Any) -> int:
-    return _pass_flops(w, dwritten, tail)

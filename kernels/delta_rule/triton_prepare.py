@@ -1,4 +1,4 @@
-"""What comes before and after the state pass, fused for inference on the GPU: one program per chunk and head.
+"""What comes before and after the state pass on the GPU, forward: one program per chunk and head.
 
     running    c, the running sum of the log decay inside each chunk
     scores     L (strict, with beta) and A, under one decay per head
@@ -8,8 +8,7 @@
     output     O = (scale Q exp(c)) S + A Z
 
 Tokens are read where they lie, [tokens, heads, D]; a table gives each chunk's first token and length, so a batch and
-packed sequences are one case. Rows past a chunk's length read as zeros, which write nothing. With gradients the
-preparation runs in plain torch instead (`chunked.py`), which autograd can follow.
+packed sequences are one case. Rows past a chunk's length read as zeros, which write nothing. Backward: triton_gradients.py.
 """
 
 from typing import NamedTuple
@@ -309,7 +308,7 @@ def writes(
     _writes_kernel[(count, heads)](
         inverse, rows, tail_keys, value_keys, v, beta, running, read, w, u, tail, chunks.first, chunks.length,
         heads, heads // rows.shape[1],
-        C=size, K=key_dim, V=value_dim, VECTOR=_is_vector(running, key_dim), TAIL=tail.shape[2],
+        C=size, K=key_dim, V=value_dim, VECTOR=is_vector(running, key_dim), TAIL=tail.shape[2],
         PRECISION=precision(v.dtype), **WRITES.pick(v.device, element_bytes=v.element_size()).launch(), enable_fp_fusion=True,
     )  # fmt: skip
     return w, u, tail
@@ -325,7 +324,7 @@ def output(
     tile = OUTPUT.pick(q.device, element_bytes=q.element_size())
     _output_kernel[(len(chunks.first), heads, triton.cdiv(value_dim, tile.blocks["BLOCK_V"]))](
         q, states, mix, written, running, read, v, out, chunks.first, chunks.length, heads, heads // q.shape[1], scale,
-        C=chunks.size, K=q.shape[2], V=value_dim, VECTOR=_is_vector(running, q.shape[2]),
+        C=chunks.size, K=q.shape[2], V=value_dim, VECTOR=is_vector(running, q.shape[2]),
         PRECISION=precision(q.dtype), **tile.launch(), enable_fp_fusion=True,
     )  # fmt: skip
     return out
@@ -339,5 +338,6 @@ def gather(v: Tensor, chunks: Chunks) -> Tensor:
     return (tiles * real[:, :, None, None].to(v.dtype)).transpose(1, 2).contiguous()
 
 
-def _is_vector(running: Tensor | None, key_dim: int) -> bool:
+def is_vector(running: Tensor | None, key_dim: int) -> bool:
+    """Whether the decay is one per key dimension; of a single dimension both kinds lie and mean the same."""
     return running is not None and running.shape[-1] == key_dim

@@ -1,9 +1,9 @@
-"""The delta rule and DPLR: inference (fused) and training (torch around the state pass), batches and packed sequences."""
+"""The delta rule and DPLR: inference and training, batches and packed sequences, single steps."""
 
 from functools import partial
 
 import torch
-from support.cases import ALL_DTYPES, Agreement, Compilation, FirstCall
+from support.cases import Agreement, Compilation, FirstCall
 from torch.nn.functional import normalize
 
 from archcompass.kernels.delta_rule import (
@@ -12,7 +12,6 @@ from archcompass.kernels.delta_rule import (
     dplr,
     dplr_step,
     triton_op,
-    triton_passes,
     triton_step,
 )
 
@@ -93,16 +92,28 @@ AGREEMENTS = [
         )
         for decay in ("scalar", "vector")
     ),
-    *(
-        Agreement(
-            name=f"{decay}-training",
-            inputs=partial(_delta_inputs, decay, **SMALL),
-            call=_call(delta_rule, chunk_size=16),
-            float32=PRECISE,
-            gradients=DELTA,
-            dtypes=ALL_DTYPES if decay == "scalar" else (torch.float32, torch.bfloat16),
-        )
-        for decay in ("none", "scalar", "vector")
+    Agreement(
+        name="none-training",
+        inputs=partial(_delta_inputs, "none", **SMALL),
+        call=_call(delta_rule, chunk_size=16),
+        float32=PRECISE,
+        gradients=DELTA,
+        dtypes=(torch.float32, torch.bfloat16),
+    ),
+    Agreement(
+        name="scalar-training",
+        inputs=partial(_delta_inputs, "scalar", **SHAPE),
+        call=_call(delta_rule, chunk_size=64),
+        float32=PRECISE,
+        gradients=DELTA,
+    ),
+    Agreement(
+        name="vector-training",
+        inputs=partial(_delta_inputs, "vector", **SHAPE | {"time": 40, "value_dim": 24}),
+        call=_call(delta_rule, chunk_size=32),
+        float32=PRECISE,
+        gradients=DELTA,
+        dtypes=(torch.float32, torch.bfloat16),
     ),
     Agreement(
         name="packed-inference",
@@ -111,20 +122,27 @@ AGREEMENTS = [
         float32=PRECISE,
         dtypes=(torch.float32, torch.bfloat16),
     ),
-    Agreement(
-        name="packed-training",
-        inputs=partial(_delta_inputs, "scalar", **PACKED),
-        call=_call(delta_rule, BOUNDS, 16),
-        float32=PRECISE,
-        gradients=DELTA,
-        dtypes=(torch.float32,),
+    *(
+        Agreement(
+            name=f"packed-{decay}-training",
+            inputs=partial(_delta_inputs, decay, **PACKED),
+            call=_call(delta_rule, BOUNDS, 16),
+            float32=PRECISE,
+            gradients=DELTA,
+            dtypes=(torch.float32,),
+        )
+        for decay in ("scalar", "vector")
     ),
-    Agreement(
-        name="strong-vector-decay",
-        inputs=partial(_delta_inputs, "vector", **VECTOR | {"heads": 1}, strength=200.0),
-        call=_call(delta_rule, chunk_size=32),
-        float32=PRECISE,
-        dtypes=(torch.float32, torch.bfloat16),
+    *(
+        Agreement(
+            name=f"strong-{decay}-decay",
+            inputs=partial(_delta_inputs, decay, **VECTOR | {"heads": 1}, strength=strength),
+            call=_call(delta_rule, chunk_size=32),
+            float32=PRECISE,
+            gradients=DELTA,
+            dtypes=(torch.float32, torch.bfloat16),
+        )
+        for decay, strength in (("scalar", 20.0), ("vector", 200.0))
     ),
     *(
         Agreement(
@@ -155,10 +173,11 @@ AGREEMENTS = [
         gradients=DPLR,
     ),
     Agreement(
-        name="dplr-packed-inference",
+        name="dplr-packed-training",
         inputs=partial(_dplr_inputs, **{n: PACKED[n] for n in (*SMALL_DPLR, "sequences")} | {"heads": 1}),
         call=_call(dplr, BOUNDS, 16),
         float32=("log_decay", "initial_state"),
+        gradients=DPLR,
         dtypes=(torch.float32, torch.bfloat16),
     ),
 ]
@@ -173,37 +192,36 @@ def _table(meta, tokens, chunk, sequences):
     )
 
 
-def _delta_forward(decay, key_dim=128, dtype=torch.bfloat16, chunk=64, tokens=8192, heads=32, value_dim=128):
+def _delta(
+    decay, key_dim=128, dtype=torch.bfloat16, chunk=64, tokens=8192, heads=32, value_dim=128, group=2, training=False
+):
+    """The launches of a whole call; of its gradients where `training`."""
+
     def launch(meta):
-        keys, values = meta(tokens, heads // 2, key_dim, dtype=dtype), meta(tokens, heads, value_dim, dtype=dtype)
+        keys, values = meta(tokens, heads // group, key_dim, dtype=dtype), meta(tokens, heads, value_dim, dtype=dtype)
         gate = {"none": (), "scalar": (tokens, heads), "vector": (tokens, heads, key_dim)}[decay]
         log_decay = meta(*gate, dtype=torch.float32) if gate else None
         beta, state = meta(tokens, heads, dtype=dtype), meta(4, heads, key_dim, value_dim, dtype=torch.float32)
-        table = _table(meta, tokens, chunk, 4)
-        triton_op.delta_rule_op._init_fn(keys, keys, values, beta, log_decay, state, *table, 0.5, chunk)
+        given = (keys, keys, values, beta, log_decay, state, *_table(meta, tokens, chunk, 4))
+        if training:
+            squares = (meta(tokens // chunk, heads, chunk, chunk, dtype=dtype) for _ in range(2))
+            triton_op.delta_rule_backward_op._init_fn(values, state, *given, *squares, 0.5, chunk)
+        else:
+            triton_op.delta_rule_op._init_fn(*given, 0.5, chunk)
 
     return launch
 
 
-def _dplr_forward(key_dim=64, chunk=32, tokens=8192, heads=32, dtype=torch.bfloat16):
+def _dplr(key_dim=64, chunk=64, tokens=8192, heads=32, dtype=torch.bfloat16, training=False):
     def launch(meta):
         x, decay = meta(tokens, heads, key_dim, dtype=dtype), meta(tokens, heads, key_dim, dtype=torch.float32)
         state = meta(4, heads, key_dim, key_dim, dtype=torch.float32)
-        triton_op.dplr_op._init_fn(x, x, x, x, x, decay, state, *_table(meta, tokens, chunk, 4), 0.5, chunk)
-
-    return launch
-
-
-def _reverse_pass(key_dim=128, dtype=torch.bfloat16, chunk=64, chunks=128, heads=32, value_dim=128, values=False):
-    def launch(meta):
-        w = meta(chunks, heads, chunk, key_dim, dtype=dtype)
-        tail = meta(chunks, heads, chunk * (2 if values else 1), key_dim, dtype=dtype)
-        dwritten = meta(chunks, heads, chunk, value_dim, dtype=dtype)
-        dstates = meta(chunks, heads, key_dim, value_dim, dtype=dtype)
-        dlast = meta(4, heads, key_dim, value_dim, dtype=torch.float32)
-        decay = meta(chunks, heads, key_dim if values else 1, dtype=torch.float32)
-        bounds = meta(5, dtype=torch.int32)
-        triton_passes.state_pass_backward(w, tail, decay, values, dwritten, dstates, dlast, bounds)
+        given = (x, x, x, x, x, decay, state, *_table(meta, tokens, chunk, 4))
+        if training:
+            squares = (meta(tokens // chunk, heads, chunk, chunk, dtype=dtype) for _ in range(4))
+            triton_op.dplr_backward_op._init_fn(x, state, *given, *squares, 0.5, chunk)
+        else:
+            triton_op.dplr_op._init_fn(*given, 0.5, chunk)
 
     return launch
 
@@ -226,55 +244,53 @@ def _dplr_step(meta):
 
 
 FORWARD_DOTS = frozenset({"_state_kernel", "_writes_kernel", "_output_kernel"})
+BACKWARD_DOTS = frozenset(
+    {"_state_backward_kernel", "_output_gradient_kernel", "_pairs_gradient_kernel", "_rows_gradient_kernel"}
+)
 
 # One or two registers that the compiler gives up to fit one more block on a multiprocessor.
 ROUNDING = {"_output_kernel@100": 8}
+# Three TF32 products for each float32 one: four kinds of rows do not stay in registers.
+FLOAT32 = ROUNDING | {"_writes_kernel@80": 8, "_output_kernel@80": 8, "_rows_gradient_kernel": 200}
 
 COMPILATIONS = [
-    Compilation(
-        name="scalar-k128",
-        launch=_delta_forward("scalar"),
-        spill_bytes=ROUNDING,
-        dots=FORWARD_DOTS | {"_scores_kernel"},
+    *(
+        Compilation(
+            name=f"{name}-{'backward' if training else 'forward'}",
+            launch=launch(training=training),
+            spill_bytes=FLOAT32 if "float32" in name else ROUNDING,
+            dots=BACKWARD_DOTS if training else FORWARD_DOTS,
+            short=name in short,
+        )
+        for training, short in (
+            (False, ("scalar-k128", "vector-k128", "dplr-k64")),
+            (True, ("scalar-k128", "dplr-k64")),
+        )
+        for name, launch in {
+            "scalar-k128": partial(_delta, "scalar"),
+            "none-k128": partial(_delta, "none"),
+            "vector-k128": partial(_delta, "vector", group=1),
+            "scalar-k256": partial(_delta, "scalar", 256),
+            "scalar-k64": partial(_delta, "scalar", 64),
+            "scalar-k60-v100": partial(_delta, "scalar", 60, value_dim=100),
+            "scalar-k128-float32": partial(_delta, "scalar", dtype=torch.float32, chunk=32),
+            "vector-k128-float32": partial(_delta, "vector", dtype=torch.float32, chunk=32, group=1),
+            "dplr-k64": _dplr,
+            "dplr-k64-chunk32": partial(_dplr, chunk=32),
+            "dplr-k64-float32": partial(_dplr, dtype=torch.float32, chunk=32),
+        }.items()
     ),
-    Compilation(name="none-k128", launch=_delta_forward("none"), spill_bytes=ROUNDING, short=False),
-    Compilation(
-        name="vector-k128",
-        launch=_delta_forward("vector"),
-        spill_bytes=ROUNDING,
-        dots=FORWARD_DOTS | {"_vector_scores_kernel"},
-    ),
-    Compilation(name="scalar-k256", launch=_delta_forward("scalar", 256), short=False),
-    Compilation(name="scalar-k64", launch=_delta_forward("scalar", 64), short=False),
-    Compilation(name="scalar-k60-v100", launch=_delta_forward("scalar", 60, value_dim=100), short=False),
-    Compilation(
-        name="scalar-k128-float32",
-        launch=_delta_forward("scalar", dtype=torch.float32),
-        # Three TF32 products for each float32 one: the state spills (112 bytes with Triton 3.9, 400 with 3.6).
-        spill_bytes=ROUNDING | {"_state_kernel@90": 400, "_scores_kernel@100": 8},
-        short=False,
-    ),
-    Compilation(
-        name="reverse-k128-float32",
-        launch=_reverse_pass(dtype=torch.float32),
-        spill_bytes={"_state_backward_kernel@90": 288},  # 8 with Triton 3.9
-        short=False,
-    ),
-    Compilation(name="dplr-k64", launch=_dplr_forward(), dots=FORWARD_DOTS),
     Compilation(name="step-scalar-k128", launch=_delta_step("scalar")),
     Compilation(name="step-vector-k128", launch=_delta_step("vector"), short=False),
     Compilation(name="step-none-k256", launch=_delta_step("none", 256), short=False),
     Compilation(name="step-dplr-k64", launch=_dplr_step, short=False),
-    Compilation(name="reverse-k128", launch=_reverse_pass(), dots=frozenset({"_state_backward_kernel"})),
-    Compilation(name="reverse-k64-values", launch=_reverse_pass(64, values=True), short=False),
-    Compilation(name="reverse-k256", launch=_reverse_pass(256), short=False),
 ]
 
 
 def _training(meta, batch, time):
-    chunks = -(-batch * time // 64)
-    _delta_forward("scalar", tokens=64 * chunks)(meta)
-    _reverse_pass(chunks=chunks)(meta)
+    tokens = 64 * -(-batch * time // 64)
+    _delta("scalar", tokens=tokens)(meta)
+    _delta("scalar", tokens=tokens, training=True)(meta)
 
 
 # A triangle of 64 is inverted by blocks of 16, then of 32.
