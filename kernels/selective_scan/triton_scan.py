@@ -8,8 +8,8 @@ the states between them, and a second pass the outputs; the exponentials are pai
 the gate are part of the kernel.
 
 Backward keeps the state every KEEP_EVERY tokens, runs each block again into a scratch area, and then the recurrence of
-the gradients in reverse. Sums over channels (dB, dC) go through partial sums, one per tile of channels, so results do
-not depend on the order of atomics.
+the gradients in reverse, in the same segments and by the same three steps. Sums over channels (dB, dC) go through
+partial sums, one per tile of channels, so results do not depend on the order of atomics.
 """
 
 from itertools import accumulate
@@ -30,7 +30,7 @@ from archcompass.kernels.selective_scan.tiles import (
     SHORTEST_SEGMENT,
     STEP,
 )
-from archcompass.kernels.tiles import next_power_of_two
+from archcompass.kernels.tiles import Table, next_power_of_two
 
 
 @triton.jit
@@ -41,8 +41,8 @@ def _scan_kernel(
     N: tl.constexpr, KEEP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Without y_ptr: only the last state and the sum of dt (a segment's share). With kept_ptr: states on the way."""
-    sequence = tl.program_id(1).to(tl.int64)
-    d, n = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_N)
+    sequence = tl.program_id(0).to(tl.int64)
+    d, n = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_N)
     in_d, in_n = d < channels, n < N
     mask = in_d[:, None] & in_n[None, :]
     entry = d[:, None] * N + n[None, :]
@@ -81,6 +81,32 @@ def _scan_kernel(
         tl.store(total_ptr + sequence * channels + d, total, mask=in_d)
 
 
+@triton.jit
+def _gradient_share_kernel(
+    dt_ptr, a_ptr, c_ptr, dy_ptr, bounds_ptr, share_ptr, total_ptr, channels,
+    N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """The gradient of the state before a segment, as far as the segment itself makes it, and the sum of dt."""
+    sequence = tl.program_id(0).to(tl.int64)
+    d, n = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_N)
+    in_d, in_n = d < channels, n < N
+    mask = in_d[:, None] & in_n[None, :]
+    entry = d[:, None] * N + n[None, :]
+    a = tl.load(a_ptr + entry, mask=mask, other=0.0)
+    gradient = tl.zeros((BLOCK_D, BLOCK_N), tl.float32)
+    total = tl.zeros((BLOCK_D,), tl.float32)
+    start, end = tl.load(bounds_ptr + sequence), tl.load(bounds_ptr + sequence + 1)
+    for back in range(end - start):
+        token = tl.cast(end - 1 - back, tl.int64)
+        dt = tl.load(dt_ptr + token * channels + d, mask=in_d, other=0.0).to(tl.float32)
+        dy = tl.load(dy_ptr + token * channels + d, mask=in_d, other=0.0).to(tl.float32)
+        c = tl.load(c_ptr + token * N + n, mask=in_n, other=0.0).to(tl.float32)
+        gradient = tl.exp(dt[:, None] * a) * (gradient + dy[:, None] * c[None, :])
+        total += dt
+    tl.store(share_ptr + sequence * channels * N + entry, gradient, mask=mask)
+    tl.store(total_ptr + sequence * channels + d, total, mask=in_d)
+
+
 @triton.jit(do_not_specialize=["tokens"])
 def _scan_backward_kernel(
     x_ptr, dt_ptr, a_ptr, b_ptr, c_ptr, bounds_ptr, kept_ptr, kept_bounds_ptr, dy_ptr, dlast_ptr, scratch_ptr,
@@ -88,19 +114,19 @@ def _scan_backward_kernel(
     channels, tokens,
     N: tl.constexpr, KEEP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    tile, sequence = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    sequence, tile = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     d, n = tile * BLOCK_D + tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_N)
     in_d, in_n = d < channels, n < N
     mask = in_d[:, None] & in_n[None, :]
     entry = d[:, None] * N + n[None, :]
     lane = tl.arange(0, BLOCK_D)[:, None] * BLOCK_N + n[None, :]
-    scratch = scratch_ptr + (sequence * tl.num_programs(0) + tile) * KEEP * BLOCK_D * BLOCK_N + lane
+    scratch = scratch_ptr + (sequence * tl.num_programs(1) + tile) * KEEP * BLOCK_D * BLOCK_N + lane
     a = tl.load(a_ptr + entry, mask=mask, other=0.0)
     da = tl.zeros((BLOCK_D, BLOCK_N), tl.float32)
     gradient = tl.load(dlast_ptr + sequence * channels * N + entry, mask=mask, other=0.0)
     start, end = tl.load(bounds_ptr + sequence), tl.load(bounds_ptr + sequence + 1)
     first_slot = tl.load(kept_bounds_ptr + sequence)
-    blocks = tl.load(kept_bounds_ptr + sequence + 1) - first_slot
+    blocks = tl.cdiv(end - start, KEEP)
     for back in range(blocks):
         block = tl.cast(blocks - 1 - back, tl.int64)
         begin = start + block * KEEP
@@ -146,8 +172,8 @@ def _scan_step_kernel(
     x_ptr, dt_ptr, a_ptr, b_ptr, c_ptr, d_ptr, gate_ptr, state_ptr, y_ptr, channels,
     N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    sequence = tl.program_id(1).to(tl.int64)
-    d, n = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_N)
+    sequence = tl.program_id(0).to(tl.int64)
+    d, n = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_N)
     in_d, in_n = d < channels, n < N
     mask = in_d[:, None] & in_n[None, :]
     entry = d[:, None] * N + n[None, :]
@@ -179,7 +205,7 @@ def scan(
         x, dt, gate: [tokens, channels]; B, C: [tokens, N]; A: [channels, N] float32; D: [channels].
         first: [sequences, channels, N], float32.
         bounds: tokens of each sequence, [sequences * segments + 1], int64.
-        kept_bounds: slots of each sequence among the kept states, [sequences + 1], or None to keep none.
+        kept_bounds: first slot of each segment among the kept states, [sequences * segments + 1], or None to keep none.
         slots: how many states are kept.
         segments: pieces of equal number that `bounds` cuts every sequence into.
 
@@ -192,19 +218,16 @@ def scan(
     kept = first.new_empty((slots, channels, entries))
     tile = FORWARD.pick(x.device, entries=entries)
     options = {"N": entries, "KEEP": KEEP_EVERY, "BLOCK_N": next_power_of_two(entries), **tile.launch()}
-    grid = (triton.cdiv(channels, tile.blocks["BLOCK_D"]), len(bounds) - 1)
+    grid = (len(bounds) - 1, triton.cdiv(channels, tile.blocks["BLOCK_D"]))
     if not first.numel():
         return y, last, kept
     if segments > 1:
-        added, total = (
-            first.new_empty((len(bounds) - 1, channels, entries)),
-            first.new_empty((len(bounds) - 1, channels)),
-        )
+        added, total = _room_for_shares(first, segments)
         _scan_kernel[grid](
             x, dt, A, B, None, None, None, None, bounds, None, added, total, None, None, channels, **options,
             enable_fp_fusion=True,
         )  # fmt: skip
-        first = _between_segments(first, added, total, A, segments)
+        first = _between_segments(first, added, total, A).flatten(0, 1)
         last = torch.empty_like(first)
     _scan_kernel[grid](
         x, dt, A, B, C, D, gate, first, bounds, y, last, None, None if kept_bounds is None else kept, kept_bounds,
@@ -213,33 +236,44 @@ def scan(
     return y, last[segments - 1 :: segments].contiguous() if segments > 1 else last, kept
 
 
-def _between_segments(first: Tensor, added: Tensor, total: Tensor, A: Tensor, segments: int) -> Tensor:
-    """The state before every segment: h <- exp(A Σ dt) h + what the segment adds."""
-    added = torch.unflatten(added, 0, (-1, segments))
-    total = torch.unflatten(total, 0, (-1, segments)).unsqueeze(-1)
+def _room_for_shares(first: Tensor, segments: int) -> tuple[Tensor, Tensor]:
+    """For what every segment of every sequence adds to the state, and for its sum of dt."""
+    batch, channels, entries = first.shape
+    return first.new_empty((batch, segments, channels, entries)), first.new_empty((batch, segments, channels))
+
+
+def _between_segments(first: Tensor, added: Tensor, total: Tensor, A: Tensor) -> Tensor:
+    """The state before every segment, [batch, segments, channels, N]: h <- exp(A Σ dt) h + what the segment adds."""
     states = [first]
-    for n in range(segments - 1):
-        states.append(torch.addcmul(added[:, n], (total[:, n] * A).exp(), states[-1]))
-    return torch.stack(states, dim=1).flatten(0, 1)
+    for n in range(added.shape[1] - 1):
+        states.append(torch.addcmul(added[:, n], (total[:, n].unsqueeze(-1) * A).exp(), states[-1]))
+    return torch.stack(states, dim=1)
 
 
 def scan_backward(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, bounds: Tensor, kept: Tensor, kept_bounds: Tensor,
-    dy: Tensor, dlast: Tensor,
+    dy: Tensor, dlast: Tensor, segments: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Launches the reverse scan: gradients of x, dt, A, B, C and the first states."""
-    (tokens, channels), entries, sequences = x.shape, A.shape[1], dlast.shape[0]
+    """Launches the reverse scan, segments as `scan` had them: gradients of x, dt, A, B, C and the first states."""
+    (tokens, channels), entries, sequences = x.shape, A.shape[1], len(bounds) - 1
+    dx, ddt = torch.empty_like(x), torch.empty_like(dt)
+    if not dlast.numel():
+        return dx, ddt, torch.zeros_like(A), torch.zeros_like(B), torch.zeros_like(C), torch.empty_like(dlast)
     tile = BACKWARD.pick(x.device, entries=entries)
     tiles, block_n = triton.cdiv(channels, tile.blocks["BLOCK_D"]), next_power_of_two(entries)
-    dx, ddt, dfirst = torch.empty_like(x), torch.empty_like(dt), torch.empty_like(dlast)
-    dA = torch.empty_like(dlast)
+    options = {"N": entries, "BLOCK_N": block_n, **tile.launch(), "enable_fp_fusion": True}
+    if segments > 1:
+        share, total = _room_for_shares(dlast, segments)
+        _gradient_share_kernel[(sequences, tiles)](dt, A, C, dy, bounds, share, total, channels, **options)
+        dlast = _between_segments(dlast, share.flip(1), total.flip(1), A).flip(1).flatten(0, 1)
+    dfirst, dA = torch.empty_like(dlast), torch.empty_like(dlast)
     dB, dC = (dlast.new_empty((tiles, tokens, entries)) for _ in range(2))
-    scratch = dlast.new_empty((tiles * sequences, KEEP_EVERY, tile.blocks["BLOCK_D"], block_n))
-    if dlast.numel():
-        _scan_backward_kernel[(tiles, sequences)](
-            x, dt, A, B, C, bounds, kept, kept_bounds, dy, dlast, scratch, dx, ddt, dA, dB, dC, dfirst,
-            channels, tokens, N=entries, KEEP=KEEP_EVERY, BLOCK_N=block_n, **tile.launch(), enable_fp_fusion=True,
-        )  # fmt: skip
+    scratch = dlast.new_empty((sequences * tiles, KEEP_EVERY, tile.blocks["BLOCK_D"], block_n))
+    _scan_backward_kernel[(sequences, tiles)](
+        x, dt, A, B, C, bounds, kept, kept_bounds, dy, dlast, scratch, dx, ddt, dA, dB, dC, dfirst,
+        channels, tokens, KEEP=KEEP_EVERY, **options,
+    )  # fmt: skip
+    dfirst = dfirst[::segments].contiguous() if segments > 1 else dfirst
     return dx, ddt, dA.sum(0), dB.sum(0).to(B.dtype), dC.sum(0).to(C.dtype), dfirst
 
 
@@ -249,7 +283,7 @@ def selective_scan_op(
     first: Tensor, bounds: Tensor, kept_bounds: Tensor | None, slots: int, segments: int, precise: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """`scan` as an operator of torch; y is float32 when `precise`, else like x."""
-    gate = None if gate is None else gate.contiguous()
+    D, gate = (None if tensor is None else tensor.contiguous() for tensor in (D, gate))
     x, dt, B, C = (tensor.contiguous() for tensor in (x, dt, B, C))
     y_dtype = torch.float32 if precise else x.dtype
     return scan(
@@ -266,15 +300,15 @@ def _(x, dt, A, B, C, D, gate, first, bounds, kept_bounds, slots, segments, prec
 @torch.library.custom_op("archcompass::selective_scan_triton_backward", mutates_args=())
 def selective_scan_backward_op(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, bounds: Tensor, kept: Tensor, kept_bounds: Tensor,
-    dy: Tensor, dlast: Tensor,
+    dy: Tensor, dlast: Tensor, segments: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """`scan_backward` as an operator of torch."""
     x, dt, A, B, C, dy, dlast = (tensor.contiguous() for tensor in (x, dt, A, B, C, dy, dlast))
-    return scan_backward(x, dt, A, B, C, bounds, kept, kept_bounds, dy, dlast)
+    return scan_backward(x, dt, A, B, C, bounds, kept, kept_bounds, dy, dlast, segments)
 
 
 @selective_scan_backward_op.register_fake
-def _(x, dt, A, B, C, bounds, kept, kept_bounds, dy, dlast):
+def _(x, dt, A, B, C, bounds, kept, kept_bounds, dy, dlast, segments):
     return *(tensor.new_empty(tensor.shape) for tensor in (x, dt, A, B, C)), dlast.new_empty(dlast.shape)
 
 
@@ -287,10 +321,9 @@ def selective_scan_step_op(
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     tile = STEP.pick(x.device, entries=A.shape[1])
     if y.numel():
-        _scan_step_kernel[(triton.cdiv(channels, tile.blocks["BLOCK_D"]), batch)](
-            *(tensor.contiguous() for tensor in (x, dt, A, B, C)), D, None if gate is None else gate.contiguous(),
-            state, y, channels, N=A.shape[1], BLOCK_N=next_power_of_two(A.shape[1]), **tile.launch(),
-            enable_fp_fusion=True,
+        _scan_step_kernel[(batch, triton.cdiv(channels, tile.blocks["BLOCK_D"]))](
+            *(None if tensor is None else tensor.contiguous() for tensor in (x, dt, A, B, C, D, gate)), state, y,
+            channels, N=A.shape[1], BLOCK_N=next_power_of_two(A.shape[1]), **tile.launch(), enable_fp_fusion=True,
         )  # fmt: skip
     return y
 
@@ -301,13 +334,13 @@ def _(x, dt, A, B, C, D, gate, state):
 
 
 def _keep(ctx, inputs, output):
-    x, dt, A, B, C, _, _, _, bounds, kept_bounds, *_ = inputs
+    x, dt, A, B, C, _, _, _, bounds, kept_bounds, _, ctx.segments, _ = inputs
     ctx.save_for_backward(x, dt, A, B, C, bounds, output[2], kept_bounds)
 
 
 def _differentiate(ctx, dy, dlast, _):
     x, dt, A, B, C, bounds, kept, kept_bounds = ctx.saved_tensors
-    *gradients, dfirst = selective_scan_backward_op(x, dt, A, B, C, bounds, kept, kept_bounds, dy, dlast)
+    *gradients, dfirst = selective_scan_backward_op(x, dt, A, B, C, bounds, kept, kept_bounds, dy, dlast, ctx.segments)
     return *gradients, None, None, dfirst, None, None, None, None, None
 
 
@@ -322,7 +355,7 @@ def selective_scan_triton(
 
     With `train`, y is float32, before skip and gate, which the caller applies; D and the gate must then be None.
     """
-    segments = 1 if train or spans is not None else _segments(x, A)
+    segments = 1 if spans is not None else _segments(x, A, BACKWARD if train else FORWARD)
     bounds, slots, kept = _token_table(x, segments) if spans is None else _packed_table(spans, x.device)
     y, last, _ = selective_scan_op(
         *(tensor.flatten(0, 1) for tensor in (x, dt)), A.float(), *(tensor.flatten(0, 1) for tensor in (B, C)),
@@ -333,12 +366,15 @@ def selective_scan_triton(
 
 
 def _token_table(x: Tensor, segments: int) -> tuple[Tensor, Tensor, int]:
-    """For a batch: tokens of each segment, kept states of each sequence, and their number. Made on the device."""
+    """For a batch: tokens of each segment, their first kept states, and how many are kept. Made on the device.
+
+    Segments are whole blocks of KEEP_EVERY tokens; the last of a sequence has what is left, maybe nothing.
+    """
     batch, time, _ = x.shape
+    blocks = ceil_div(ceil_div(time, segments), KEEP_EVERY)
     segment = torch.arange(batch * segments + 1, device=x.device)
-    bounds = segment // segments * time + segment % segments * time // segments
-    each = ceil_div(time, KEEP_EVERY)
-    return bounds, torch.arange(batch + 1, device=x.device, dtype=torch.int32) * each, batch * each
+    bounds = segment // segments * time + (segment % segments * blocks * KEEP_EVERY).clamp(max=time)
+    return bounds, (segment * blocks).to(torch.int32), batch * segments * blocks
 
 
 def _packed_table(spans: list[tuple[int, int]], device: torch.device) -> tuple[Tensor, Tensor, int]:
@@ -348,10 +384,10 @@ def _packed_table(spans: list[tuple[int, int]], device: torch.device) -> tuple[T
     return bounds, torch.tensor(slots, dtype=torch.int32, device=device), slots[-1]
 
 
-def _segments(x: Tensor, A: Tensor) -> int:
+def _segments(x: Tensor, A: Tensor, table: Table) -> int:
     """Pieces to cut each sequence into, so that there are programs enough."""
     batch, time, channels = x.shape
-    tiles = ceil_div(channels, FORWARD.pick(x.device, entries=A.shape[1]).blocks["BLOCK_D"])
+    tiles = ceil_div(channels, table.pick(x.device, entries=A.shape[1]).blocks["BLOCK_D"])
     return max(1, min(time // SHORTEST_SEGMENT, ENOUGH_PROGRAMS // max(batch * tiles, 1)))
 
 

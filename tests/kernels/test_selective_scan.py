@@ -240,7 +240,9 @@ def test_the_gpu_operator_has_shapes_flops_and_gradients_without_a_gpu() -> None
 def test_segments_cut_every_sequence_of_a_batch_without_a_gap() -> None:
     from archcompass.kernels.selective_scan.triton_scan import _token_table
 
-    bounds, slots, kept = _token_table(torch.zeros(2, 70, 3), 4)
-    assert bounds.tolist() == [0, 17, 35, 52, 70, 87, 105, 122, 140]
-    assert slots.tolist() == [0, 3, 6]
+    bounds, slots, kept = _token_table(torch.zeros(2, 70, 3), 3)
+    assert bounds.tolist() == [0, 32, 64, 70, 102, 134, 140]
+    assert slots.tolist() == [0, 1, 2, 3, 4, 5, 6]
     assert kept == 6
+    bounds, slots, kept = _token_table(torch.zeros(1, 70, 3), 1)
+    assert (bounds.tolist(), slots.tolist(), kept) == ([0, 70], [0, 3], 3)

@@ -55,6 +55,14 @@ AGREEMENTS = [
         float32=PRECISE,
         dtypes=(torch.float32,),
     ),
+    Agreement(
+        name="segments-training",
+        inputs=partial(_inputs, 1, 258, 5, 3),
+        call=_call(),
+        float32=PRECISE,
+        gradients=ALL,
+        dtypes=(torch.float32, torch.bfloat16),
+    ),
     Agreement(name="training", inputs=partial(_inputs, 2, 33, 5, 3), call=_call(), float32=PRECISE, gradients=ALL),
     Agreement(
         name="training-plain",
@@ -93,13 +101,14 @@ def _forward(entries, channels=1536, tokens=4096, segments=1):
     return launch
 
 
-def _training(entries, channels=1536, tokens=4096):
+def _training(entries, channels=1536, tokens=4096, segments=4):
     def launch(meta):
         x, B, y = meta(tokens, channels), meta(tokens, entries), meta(tokens, channels, dtype=torch.float32)
         A, first = meta(channels, entries, dtype=torch.float32), meta(2, channels, entries, dtype=torch.float32)
-        bounds, slots = meta(3, dtype=torch.int64), meta(3, dtype=torch.int32)
-        _, last, kept = triton_scan.scan(x, x, A, B, B, None, None, first, bounds, slots, 128, 1, torch.float32)
-        triton_scan.scan_backward(x, x, A, B, B, bounds, kept, slots, y, last)
+        bounds, slots = meta(2 * segments + 1, dtype=torch.int64), meta(2 * segments + 1, dtype=torch.int32)
+        table = (first, bounds, slots, 128, segments)
+        _, last, kept = triton_scan.scan(x, x, A, B, B, None, None, *table, torch.float32)
+        triton_scan.scan_backward(x, x, A, B, B, bounds, kept, slots, y, last, segments)
 
     return launch
 
@@ -133,4 +142,5 @@ def _prompt_and_training(meta, batch, time):
     _training(16, tokens=batch * time)(meta)
 
 
-FIRST_CALLS = [FirstCall(name="n16", launch=_prompt_and_training, most={"_scan_kernel": 2})]
+# Inference; and for training what a segment adds, and the states it keeps.
+FIRST_CALLS = [FirstCall(name="n16", launch=_prompt_and_training, most={"_scan_kernel": 3})]
