@@ -14,7 +14,8 @@ from archcompass.profiles.hardware import Hardware
 from archcompass.profiles.training.plan import Plan
 
 VLLM = "0.14"
-"""The version the recipe was written for: its list holds `VLLM_ARCHITECTURES`, and its `serve` has the flags used here."""
+"""The first version the recipe is for: its registry lists `VLLM_ARCHITECTURES`, its `serve` has the flags used here. So does
+0.33; both were read (vllm/model_executor/models/registry.py and vllm/engine/arg_utils.py of the published wheels)."""
 
 VLLM_ARCHITECTURES = frozenset(
     "BambaForCausalLM DeepseekV3ForCausalLM DeepseekV32ForCausalLM FalconH1ForCausalLM Gemma3ForCausalLM Glm4MoeForCausalLM "
@@ -23,10 +24,21 @@ VLLM_ARCHITECTURES = frozenset(
     "MiniMaxM1ForCausalLM MiniMaxM2ForCausalLM MistralForCausalLM MixtralForCausalLM NemotronHForCausalLM "
     "Qwen3ForCausalLM Qwen3MoeForCausalLM Qwen3NextForCausalLM Zamba2ForCausalLM".split()
 )
-"""Those of ours in vLLM's model registry (vllm/model_executor/models/registry.py, commit 0002bff, after 0.12)."""
+"""Those of ours that vLLM serves."""
 
-VLLM_NEWER = frozenset({"MellumForCausalLM"})
-"""Those that a later registry lists, and the one above does not yet."""
+VLLM_NEWER = {"MellumForCausalLM": "0.33"}
+"""Those that it serves only in later versions: one whose registry lists them."""
+
+SHARED_HEADS = (
+    "num_attention_heads",
+    "num_heads",
+    "linear_num_key_heads",
+    "linear_num_value_heads",
+    "mamba_num_heads",
+    "mamba_n_heads",
+    "n_mamba_heads",
+)
+"""Fields that vLLM divides evenly over cards."""
 
 HEADER = '#!/bin/sh\nset -eu\ncd "$(dirname "$0")"\n'
 
@@ -49,19 +61,15 @@ def vllm(
         hardware: the cards it is spread over.
 
     Raises:
-        ConversionError: vLLM has no such architecture, or cannot spread its heads over so many cards; names the field.
+        ConversionError: vLLM has no such architecture, cannot spread its heads over so many cards, or would refuse the context;
+            names the field.
     """
     architecture = config["architectures"][0]
-    if architecture not in VLLM_ARCHITECTURES | VLLM_NEWER:
+    if architecture not in VLLM_ARCHITECTURES | VLLM_NEWER.keys():
         raise ConversionError(f"architectures is {architecture!r}, which vLLM {VLLM} does not list")
     cards = 1 if hardware is None else hardware.count
-    heads = config.get("num_attention_heads") or config.get("num_heads")
-    if heads and heads % cards:
-        nearest = max(n for n in range(1, cards + 1) if heads % n == 0)
-        raise ConversionError(
-            f"num_attention_heads is {heads}; vLLM spreads heads evenly, and {cards} cards do not divide them; "
-            f"nearest: {nearest}"
-        )
+    _check_heads(config, cards)
+    _check_context(config, context)
     flags = ["--dtype bfloat16", "--skip-tokenizer-init"]
     flags += [] if has_weights else ["--load-format dummy"]
     flags += [f"--max-model-len {context}"] if context else []
@@ -70,8 +78,28 @@ def vllm(
     said = ["# A design has no tokenizer: requests and answers are token ids. With one in this folder, drop that flag."]
     if not has_weights:
         said.append("# No weights here: vLLM fills in random ones, good for speed and memory alone.")
-    versions = f"a vLLM later than {VLLM}" if architecture in VLLM_NEWER else f"vLLM {VLLM} and later"
-    return _script(versions, said, "vllm serve .", flags)
+    said.append(
+        "# Weights in bfloat16; add --quantization fp8 for half the memory. For 4 bits quantise them beforehand."
+    )
+    return _script(f"vLLM {VLLM_NEWER.get(architecture, VLLM)} and later", said, "vllm serve .", flags)
+
+
+def _check_heads(config: dict[str, Any], cards: int) -> None:
+    for field in SHARED_HEADS:
+        heads = config.get(field)
+        if heads and heads % cards:
+            nearest = max(n for n in range(1, cards + 1) if heads % n == 0)
+            raise ConversionError(
+                f"{field} is {heads}; vLLM spreads heads evenly, and {cards} cards do not divide them; nearest: {nearest}"
+            )
+
+
+def _check_context(config: dict[str, Any], context: int | None) -> None:
+    longest = config.get("max_position_embeddings")
+    if context and longest and context > longest:
+        raise ConversionError(
+            f"context is {context:,}; max_position_embeddings is {longest:,}, and vLLM serves no more; nearest: {longest:,}"
+        )
 
 
 def torchrun(spec: ModelSpec, plan: Plan, *, data: str, hardware: Hardware | None = None) -> str:

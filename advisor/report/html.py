@@ -6,6 +6,7 @@ Everything the user or a file named is escaped; the page's own policy forbids it
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from html import escape
 from importlib.resources import files
 from typing import Any
@@ -251,7 +252,7 @@ def _flips(answer: Data) -> str:
 def _published(answer: Data) -> str:
     if not answer["published"]:
         return "<p class=dim>None of the published models was looked at.</p>"
-    columns = {
+    columns: dict[str, Callable[[Data], str]] = {
         "model": lambda m: _told(m["name"], m["source"]),
         "family": lambda m: escape(m["family"]),
         "fits": lambda m: f"{'yes' if m['fits'] else 'no'}, {escape(m['precision'])}",
@@ -355,11 +356,7 @@ def _told(text: str, source: str) -> str:
 
 
 def _source(candidate: Data) -> str:
-    return (
-        f"speed: {candidate['speed']['source']}, with its range"
-        if candidate["speed"]
-        else "not predicted: it does not fit"
-    )
+    return f"{candidate['speed']['source']}, with its range" if candidate["speed"] else "not predicted: it does not fit"
 
 
 def _repeat(report: Data, command: str) -> str:

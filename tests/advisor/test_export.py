@@ -233,7 +233,7 @@ def test_the_vllm_recipe_serves_the_folder_it_stands_in(tmp_path: Path) -> None:
 
 
 def test_our_architectures_that_vllm_lists_are_ours() -> None:
-    assert {family(name).architecture for name in model_types()} >= VLLM_ARCHITECTURES | VLLM_NEWER
+    assert {family(name).architecture for name in model_types()} >= VLLM_ARCHITECTURES | VLLM_NEWER.keys()
 
 
 def test_the_training_recipe_is_a_command_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,6 +271,18 @@ REFUSED: dict[str, tuple[str, dict[str, Any], type[Exception], str]] = {
         {"target": "vllm", "hardware": find("3x h100-sxm")},
         ConversionError,
         "num_attention_heads is 32",
+    ),
+    "longer than it was made for": (
+        "llama-3.1-8b",
+        {"target": "vllm", "context": 2**20},
+        ConversionError,
+        "max_position_embeddings is 131,072.*nearest: 131,072",
+    ),
+    "heads of a recurrent layer": (
+        "qwen3-next-80b-a3b",
+        {"target": "vllm", "hardware": find("3x h100-sxm")},
+        ConversionError,
+        "heads is",
     ),
     "too large for a card": (
         "jamba-v0.1",

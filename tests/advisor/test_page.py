@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import sys
 from collections.abc import Iterator
@@ -166,6 +167,24 @@ def test_hovering_tells_and_a_click_on_a_name_hides_its_line(one: Path, browser:
     browser.click(*browser.run(middle % "document.querySelector('#decode .legendtoggle')"))
     hidden = "new Promise((done) => setTimeout(() => done(document.getElementById('decode').data.map((t) => t.visible)), 800))"
     assert "legendonly" in browser.run(hidden)
+
+
+def test_every_example_prints_whole(pages: dict[str, Path], browser: Any) -> None:
+    """On A4: after `beforeprint`, in the print style, nothing is wider or taller than its place."""
+    sheet = 718
+    for path in pages.values():
+        browser.open(path, dark=True)
+        sections = browser.run("[...document.querySelectorAll('h2')].map((h) => h.textContent)")
+        printed = base64.b64decode(browser.call("Page.printToPDF", paperWidth=8.27, paperHeight=11.69)["data"])
+        assert 8 <= printed.count(b"/Type /Page\n") <= 16, "sheets"
+        browser.open(path, dark=True, width=sheet)
+        browser.run("dispatchEvent(new Event('beforeprint'))")
+        browser.call("Emulation.setEmulatedMedia", media="print")
+        assert browser.run("document.documentElement.scrollWidth") <= sheet
+        assert browser.run("[...document.querySelectorAll('h2')].map((h) => h.textContent)") == sections
+        assert browser.run("[...document.querySelectorAll('h2')].every((h) => h.getClientRects().length)")
+        cut = "[...document.querySelectorAll('.chart')].filter((c) => c.scrollHeight > c.offsetHeight).map((c) => c.id)"
+        assert browser.run(cut) == []
 
 
 def test_paper_is_light_narrow_and_unfolded_and_the_screen_comes_back(one: Path, browser: Any) -> None:
