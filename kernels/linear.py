@@ -6,6 +6,7 @@ oneDNN turns every matrix over before it multiplies, which for a single row take
 lies by columns is summed column by column instead. The precision is the same, the order of the sums another.
 """
 
+import math
 from functools import lru_cache
 
 import torch
@@ -14,10 +15,10 @@ from torch.nn import functional as F
 
 from archcompass.kernels.eager import plain_call
 
-FEW_ROWS = (
-    4  # as many are served by one reading of the matrix (measured: 2 to 3 times F.linear up to here, slower from 6)
-)
+FEW_ROWS = 4  # served by one reading of the matrix (measured: 2 to 3 times F.linear up to here, slower from 6)
 WORTH_A_CALL = 1 << 20  # multiply-adds; oneDNN takes 15 microseconds to start
+WORTH_HALVING = 1 << 15  # elements of a matrix; MKL's batched product takes 4 microseconds more to call than F.linear
+WORTH_A_THREAD = 1 << 17  # elements of a matrix that one thread sums in the time that waking another takes
 
 _HAS_MKL, _HAS_ONEDNN = torch.backends.mkl.is_available(), torch.backends.mkldnn.is_available()
 
@@ -37,12 +38,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.linear(x, weight, bias)
     rows, (columns, width) = x.numel() // max(x.shape[-1], 1), weight.shape
     if x.dtype is torch.float32 and weight.is_contiguous():
-        if _HAS_MKL and 1 <= rows <= FEW_ROWS and columns % 2 == 0:
+        if _HAS_MKL and 1 <= rows <= FEW_ROWS and columns % 2 == 0 and columns * width >= WORTH_HALVING:
             return _few_rows(x, weight, bias)
         if _HAS_ONEDNN and rows * columns * width >= WORTH_A_CALL:
             product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
             return product
-    elif x.dtype is torch.bfloat16 and rows == 1 and columns % 2 == 0 and weight.stride() == (1, columns):
+    elif x.dtype is torch.bfloat16 and rows == 1 and weight.stride() == (1, columns):
         return _one_row(x, weight, bias)
     return F.linear(x, weight, bias)
 
@@ -68,23 +69,58 @@ def products(a: Tensor, b: Tensor) -> Tensor:
 def _few_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The upper and the lower half of the matrix as a batch of two, on which MKL spends two threads."""
     columns, width = weight.shape
-    rows = x.reshape(-1, width).t()
-    y = torch.bmm(weight.view(2, columns // 2, width), rows.expand(2, -1, -1)).view(columns, -1)
+    rows = x.reshape(1, -1, width).expand(2, -1, -1).mT
+    y = torch.bmm(weight.view(2, columns // 2, width), rows).view(columns, -1)
     y = y.t().reshape(*x.shape[:-1], columns)
     return y if bias is None else y + bias
 
 
 def _one_row(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Σ_i x_i W_i over columns W_i, which is what embedding_bag sums, in float32; one bag for each half of a column."""
+    """Σ_i x_i W_i over columns W_i, each thread its part of them."""
     columns, width = weight.shape
-    table = weight.t().view(2 * width, columns // 2)
-    y = F.embedding_bag(_bags(width), table, per_sample_weights=x.reshape(1, width).expand(2, -1), mode="sum")
+    parts = _parts(columns, width)
+    y = summed_rows(weight.t().view(parts * width, columns // parts), *bags(width, parts), repeated(x, parts))
     y = y.view(*x.shape[:-1], columns)
     return y if bias is None else y + bias
 
 
+def summed_rows(table: Tensor, index: Tensor, offsets: Tensor, scales: Tensor) -> Tensor:
+    """Σ scale · row over each bag's rows of a table [rows, columns], in float32: [bags, columns].
+
+    torch's operator itself, as F.embedding_bag takes ten microseconds before it calls it.
+
+    Args:
+        index, scales: of every bag's rows, one bag after the other; int64, and in the table's dtype.
+        offsets: [bags] where each begins.
+    """
+    return torch.embedding_bag(table, index, offsets, mode=0, per_sample_weights=scales)[0]
+
+
+def sum_of_rows(table: Tensor, index: Tensor, scales: Tensor) -> Tensor:
+    """`summed_rows` of one bag, each thread its part of the columns: [columns]."""
+    columns, width = table.shape[1], index.numel()
+    parts = _parts(columns, width)
+    index = index if parts == 1 else (index * parts + torch.arange(parts)[:, None]).flatten()
+    return summed_rows(table.view(-1, columns // parts), index, bags(width, parts)[1], repeated(scales, parts)).view(-1)
+
+
+def repeated(x: Tensor, times: int) -> Tensor:
+    """The elements of x in a row, `times` over."""
+    return x.reshape(-1) if times == 1 else x.reshape(1, -1).expand(times, -1).reshape(-1)
+
+
 @lru_cache(maxsize=256)
-def _bags(width: int) -> Tensor:
-    """[2, width]: the upper halves of all columns, then the lower ones. An ordinary tensor even in inference mode."""
+def bags(width: int, parts: int) -> tuple[Tensor, Tensor]:
+    """`width` rows in `parts` parts: first parts of all, second parts, and so on, and where each bag begins.
+
+    Ordinary tensors even when first asked for in inference mode.
+    """
     with torch.inference_mode(False):
-        return torch.arange(2 * width).view(width, 2).t().contiguous()
+        rows = torch.arange(parts * width).view(width, parts).t().flatten()
+        return rows, torch.arange(0, parts * width, width)
+
+
+def _parts(columns: int, width: int) -> int:
+    """Equal parts of `columns`, one for each thread that has enough to do: a power of two."""
+    threads = min(torch.get_num_threads(), columns * width // WORTH_A_THREAD)
+    return math.gcd(columns, 1 << (threads.bit_length() - 1)) if threads > 1 else 1

@@ -100,7 +100,8 @@ class MoEModule(BlockModule):
     def _logits(self, tokens: Tensor) -> Tensor:
         router = self.router
         if not self.spec.router_in_fp32 or tokens.dtype == torch.float64:
-            return F.linear(tokens, router.weight, router.bias)
+            logits: Tensor = router(tokens)
+            return logits
         bias = None if router.bias is None else router.bias.float()
         return F.linear(tokens.float(), router.weight.float(), bias)
 

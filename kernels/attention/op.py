@@ -2,11 +2,11 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
 from archcompass.errors import InputError
 from archcompass.kernels.attention.cost import check_visibility, first_visible
-from archcompass.kernels.attention.pieces import Visibility, equal_width
+from archcompass.kernels.attention.pieces import Visibility, equal_width, widened
 from archcompass.kernels.attention.reference import attention_mask, attention_reference
 from archcompass.kernels.attention.torch_op import attention_pieces
 from archcompass.kernels.dispatch import Choice, choose, settled
@@ -155,7 +155,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, see: Visibility) -> Tensor:
     if q.device.type == "cpu" and k.shape[-1] != value_dim:
         # The fused kernel wants one width; zero columns cost a third, the unfused kernel twice as much.
         k, v = equal_width(k, v)
-        q = pad(q, (0, k.shape[-1] - q.shape[-1]))
+        q = widened(q, k.shape[-1])
     out = scaled_dot_product_attention(q, k, v, is_causal=see.causal, scale=see.scale, enable_gqa=group > 1)
     return out[..., :value_dim].transpose(1, 2)
 
@@ -164,7 +164,7 @@ def _one_query(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """One query [batch, heads, 1, D] a head: two products in float32 or wider, in a third of the fused kernel's time."""
     wide = torch.promote_types(q.dtype, torch.float32)
     query, key, value = (x.flatten(0, 1).to(wide) for x in (q, k, v))
-    out = torch.bmm(torch.bmm(key, (query * scale).mT).softmax(1).mT, value)
+    out = torch.bmm(torch.bmm(query * scale, key.mT).softmax(-1), value)
     return out.to(q.dtype).view(*q.shape[:3], -1)
 
 

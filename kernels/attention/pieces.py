@@ -155,7 +155,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, piece: Piece, see: Visibility, pas
     else:
         q = q.transpose(1, 2)
     k, v, value_dim = *equal_width(k.transpose(1, 2), v.transpose(1, 2)), v.shape[-1]
-    q = pad(q, (0, k.shape[-1] - q.shape[-1]))
+    q = widened(q, k.shape[-1])
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         q, k, v, 0.0, piece.rule == "causal", attn_mask=mask, scale=see.scale
     )
@@ -182,7 +182,7 @@ def _backward(
     k, v = equal_width(k.transpose(1, 2), v.transpose(1, 2))
     k, v = (x.repeat_interleave(group, dim=1) if group > 1 else x for x in (k, v))
     width = k.shape[-1]
-    q, grad, out = (pad(x.transpose(1, 2), (0, width - x.shape[-1])).contiguous() for x in (q, grad, out))
+    q, grad, out = (widened(x.transpose(1, 2), width).contiguous() for x in (q, grad, out))
     dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
         grad, q, k, v, out, lse.contiguous(), 0.0, piece.rule == "causal", attn_mask=mask, scale=see.scale
     )
@@ -209,7 +209,12 @@ def _unfold(rows: Tensor, group: int) -> Tensor:
 def equal_width(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Zero columns up to a common width, which the fused kernel demands; they change no score and are cut off."""
     width = max(k.shape[-1], v.shape[-1])
-    return pad(k, (0, width - k.shape[-1])), pad(v, (0, width - v.shape[-1]))
+    return widened(k, width), widened(v, width)
+
+
+def widened(x: Tensor, width: int) -> Tensor:
+    """x with zero columns up to `width`; itself where it is as wide, of which torch's pad would make a copy."""
+    return x if x.shape[-1] == width else pad(x, (0, width - x.shape[-1]))
 
 
 def _visible(piece: Piece, see: Visibility, past: int, device: torch.device) -> Tensor | None:

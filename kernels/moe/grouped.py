@@ -18,7 +18,7 @@ from torch.nn.functional import embedding_bag
 from torch.utils.flop_counter import register_flop_formula
 
 from archcompass.kernels.eager import plain_call
-from archcompass.kernels.linear import WORTH_A_CALL, linear, product
+from archcompass.kernels.linear import WORTH_A_CALL, bags, linear, product, repeated, sum_of_rows, summed_rows
 from archcompass.kernels.moe.activations import Activation, Experts, experts_of
 from archcompass.kernels.moe.cost import moe_cost
 
@@ -203,13 +203,28 @@ def _backward(
 def _single_token(x: Tensor, weights: Tensor, chosen: Tensor, experts: Experts) -> Tensor:
     """A decode step: one view of each chosen expert, no sorting, no copy of weights."""
     gate_up, down, gate_up_bias, down_bias = experts.tensors()
-    parts = []
-    for slot, expert in enumerate(chosen[0].tolist()):
-        fed = x * weights[0, slot] if experts.scale_input else x
-        inner = experts.activation(linear(fed, gate_up[expert], _row(gate_up_bias, expert)))
-        parts.append(linear(inner, down[expert], _row(down_bias, expert)))
-    rows = torch.cat(parts)
+    if x.is_cpu and x.dtype == torch.bfloat16 and gate_up.mT.is_contiguous() and down.mT.is_contiguous():
+        return _single_by_columns(x, weights[0], chosen[0], experts)
+    picked = chosen[0].tolist()
+    fed = (x * weights.t()).split(1) if experts.scale_input else [x] * len(picked)
+    into = [linear(row, gate_up[e], _row(gate_up_bias, e)) for row, e in zip(fed, picked, strict=True)]
+    inner = experts.activation(torch.cat(into)).split(1)
+    rows = torch.cat([linear(row, down[e], _row(down_bias, e)) for row, e in zip(inner, picked, strict=True)])
     return (rows if experts.scale_input else rows * weights[0, :, None]).sum(0, keepdim=True)
+
+
+def _single_by_columns(x: Tensor, weights: Tensor, chosen: Tensor, experts: Experts) -> Tensor:
+    """All chosen experts at once, of matrices that lie by columns, as `linear` takes one: columns are picked and summed."""
+    gate_up, down, gate_up_bias, down_bias = experts.tensors()
+    columns, offsets = bags(x.shape[1], 1)[0], bags(x.shape[1], len(chosen))[1]
+    fed = (x * weights[:, None]).flatten() if experts.scale_input else repeated(x, len(chosen))
+    into = summed_rows(gate_up.mT.flatten(0, 1), (chosen[:, None] * x.shape[1] + columns).flatten(), offsets, fed)
+    inner = experts.activation(into if gate_up_bias is None else into + gate_up_bias[chosen])
+    scale = torch.ones_like(weights) if experts.scale_input else weights
+    columns = (chosen[:, None] * inner.shape[1] + bags(inner.shape[1], 1)[0]).flatten()
+    out = sum_of_rows(down.mT.flatten(0, 1), columns, (inner * scale[:, None]).flatten())
+    out = out if down_bias is None else out + sum_of_rows(down_bias, chosen, scale)
+    return out[None]
 
 
 @dataclass(frozen=True, slots=True)

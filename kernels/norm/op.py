@@ -1,5 +1,6 @@
 """The public face of RMS normalisation: checks, the residual, choice of backend."""
 
+from functools import lru_cache
 from typing import overload
 
 import torch
@@ -8,6 +9,7 @@ from torch.nn import functional as F
 
 from archcompass.errors import InputError
 from archcompass.kernels.dispatch import Backend, Choice, choose, settled
+from archcompass.kernels.eager import plain_call
 from archcompass.kernels.norm.reference import ACTIVATIONS, Rule, reference
 from archcompass.kernels.norm.tiles import WIDEST_GROUP
 
@@ -131,18 +133,51 @@ def _by_blocks(x: Tensor, gate: Tensor | None, weight: Tensor | None, rule: Rule
     recorded = torch.compiler.is_compiling() or torch.is_grad_enabled()
     if recorded or x.device.type != "cpu":
         return _torch(x, gate, weight, rule)
-    plain = gate is None and not rule.unit_offset and rule.group_size == x.shape[-1]
-    if plain and x.numel() <= A_STEP and (weight is None or weight.dtype == x.dtype):
-        return F.rms_norm(x, (rule.group_size,), weight, rule.eps)
+    if gate is None and rule.group_size == x.shape[-1] and x.numel() <= A_STEP:
+        return _step(x, weight, rule)
     if x.numel() <= 2 * CACHED_ELEMENTS:
         return _in_place(x, gate, weight, rule)
-    rows, out = x.flatten(0, -2), torch.empty(x.shape, dtype=x.dtype)
-    gates = None if gate is None else gate.flatten(0, -2)
-    step = max(1, torch.get_num_threads() * CACHED_ELEMENTS // x.shape[-1])
+    rows, out = _rows(x), torch.empty(x.shape, dtype=x.dtype)
+    gates = None if gate is None else _rows(gate)
+    step = max(1, torch.get_num_threads() * CACHED_ELEMENTS // rows[0].numel())
     for start in range(0, rows.shape[0], step):
         here = slice(start, start + step)
         out.view(rows.shape)[here] = _in_place(rows[here], None if gates is None else gates[here], weight, rule)
     return out
+
+
+def _rows(x: Tensor) -> Tensor:
+    """[rows, width], or [tokens, heads, width]: heads cut out of a wider projection would be copied to lie in rows."""
+    return x.flatten(0, -2 if x.dim() < 4 else -3)
+
+
+def _step(x: Tensor, weight: Tensor | None, rule: Rule) -> Tensor:
+    """The few rows of a decoding step, where an operation of torch costs more than its work."""
+    if x.numel() == rule.group_size and plain_call(x, weight):
+        return _one_row(x, weight, rule)
+    if weight is None or (weight.dtype == x.dtype and not rule.unit_offset):
+        return F.rms_norm(x, (rule.group_size,), weight, rule.eps)
+    return _torch(x, None, weight, rule)
+
+
+def _one_row(x: Tensor, weight: Tensor | None, rule: Rule) -> Tensor:
+    """One row by its length, a number; a product with three factors is taken in float32 and rounded once."""
+    dtype = sum_dtype(x)
+    length = torch.linalg.vector_norm(x, dtype=dtype).item()
+    scale: float = (length * length / rule.group_size + rule.eps) ** -0.5
+    if weight is None:
+        return x * scale
+    if weight.dtype == x.dtype and not rule.unit_offset:
+        return torch.addcmul(_zero(x.dtype), x, weight, value=scale)
+    y = x.to(dtype) * scale
+    return torch.addcmul(y if rule.unit_offset else _zero(dtype), y, weight.to(dtype)).to(x.dtype)
+
+
+@lru_cache(maxsize=8)
+def _zero(dtype: torch.dtype) -> Tensor:
+    """An ordinary tensor even when first asked for in inference mode."""
+    with torch.inference_mode(False):
+        return torch.zeros((), dtype=dtype)
 
 
 def _torch(x: Tensor, gate: Tensor | None, weight: Tensor | None, rule: Rule) -> Tensor:
