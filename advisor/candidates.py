@@ -228,7 +228,7 @@ def _pace(ask: Ask, sized: Sized) -> str | None:
     paced, step = sized.times.paced_ms(ask), sized.times.step_ms
     if paced is None or step is None or paced < 1.1 * step:
         return None
-    return f"each user sees {1e3 / paced:.2g} tokens/s when all keep asking, since prompts are read in between"
+    return f"each user sees {1e3 / paced:.2g} tokens/s while the others' prompts are read"
 
 
 def _card(ask: Ask) -> str:

@@ -53,8 +53,14 @@ PATIENT_MEMORY = 4.0
 ENCODES = frozenset({"embed", "classify"})
 """Tasks that read a text once and write nothing."""
 
-PROMPTS_AGAIN = 0.2
-"""Share of a prompt that is new where prompts come again."""
+NEW_SHARE = 0.2
+"""Share of a prompt that is new where prompts come again, or a conversation goes on: its past is kept."""
+
+CONVERSES = frozenset({"chat", "agent", "complete"})
+"""Tasks whose prompts are mostly what was there a moment ago."""
+
+THINKING = 4.0
+"""How many times longer a user takes from one request to the next than the answer takes: it is read before the next comes."""
 
 ROOM_EDGE_BYTES = 12e9
 """Memory where "there is room for many experts" is half true."""
@@ -268,11 +274,11 @@ class Reading:
     @cached_property
     def reading_share(self) -> float:
         """Time a usual dense model spends on the prompts of the others while it writes one token, over the time a token may
-        take: above 1 it has the memory for everybody and not the arithmetic. A plain number, not 0 to 1."""
+        take, if all keep asking. A plain number, not 0 to 1."""
         work, card = self.workload, self.card
         if work.stream or not self.keeps_cache:
             return 0.0
-        prompts = (work.concurrency - 1) * self.context / work.output * (PROMPTS_AGAIN if self.reuse else 1.0)
+        prompts = (work.concurrency - 1) * self.context * self.new_share / work.output
         flops = card.rate("bf16") * card.count * USUAL_MFU
         return prompts * 2 * USUAL_READER / flops * self.tokens_per_second
 
@@ -291,6 +297,11 @@ class Reading:
     def reuse(self) -> float:
         """Whether prompts come again, which caches of attention serve and recurrent state hardly does."""
         return 1.0 if self.workload.prefix_reuse == "high" else 0.0
+
+    @property
+    def new_share(self) -> float:
+        """Share of a prompt that must be read anew."""
+        return NEW_SHARE if self.reuse or self.workload.task in CONVERSES else 1.0
 
     @property
     def mature(self) -> float:

@@ -17,8 +17,11 @@ SHARED_MARGIN = 0.25
 """The same where the card's memory is the system's and all programs live in it (Apple lends an accelerator three quarters; of
 its machines the table holds that share already)."""
 
-ANSWER_SECONDS = 480.0
+ANSWER_SECONDS = {"low": 480.0, "medium": 480.0, "high": 480.0, "extreme": 1800.0}
 """Longest that a whole answer may take when no speed was asked for: minutes of reasoning are borne, hours are not."""
+
+FEW = 8
+"""Sequences at once up to which 4 bits serve well; beyond, arithmetic in 8 bits serves batches better (arXiv 2411.02355)."""
 
 READING_WINDOW = {"language": 2**17, "signal": 2**14}
 """Tokens at which a sequence without end is sized: what a reader of language holds, and what a signal needs."""
@@ -159,8 +162,8 @@ class Ask:
         """Formats the weights may take, smallest first: the size is found with the first, then the best that fits is taken.
 
         4 bits lose little on short English text (arXiv 2411.02355) and much on long input (arXiv 2505.20276): past 64k tokens
-        with high recall, without tolerance for errors, and for many users at once (W8A8 serves batches best) the floor is 8
-        bits. Above 8 bits nothing is gained (fp8 is lossless) unless no error is allowed.
+        with high recall, without tolerance for errors, and for more than a few users at once the floor is 8 bits. Above 8 bits
+        nothing is gained (fp8 is lossless) unless no error is allowed.
         """
         work, reading = self.reading.workload, self.reading
         if work.precision != "auto":
@@ -169,7 +172,7 @@ class Ask:
             return (self._sixteen,) if work.mode == "training" or reading.accuracy == 1.0 else (FOUR,)
         if self.kind == "signal":
             return ("int8",)
-        careful = reading.accuracy == 1.0 or work.concurrency >= 16
+        careful = reading.accuracy == 1.0 or work.concurrency > FEW
         careful = careful or (reading.alive >= 2**16 and reading.recall >= 0.8)
         ladder = [] if careful else [self._four]
         ladder.append(self._eight)
@@ -216,13 +219,16 @@ class Ask:
 
     @cached_property
     def first_token_ms(self) -> float | None:
-        """Time the first token may take: what was asked, else what people bear, 2 s or a second per 2k tokens of prompt."""
+        """Time the first token may take after a whole prompt: what was asked, else what people bear, 2 s or a second per 2k
+        tokens, of what is new in it."""
         work = self.reading.workload
         if not self.serves or work.stream:
             return None
         if work.ttft_ms is not None:
             return work.ttft_ms
-        return max(2000.0, self.prompt / 2048 * 1000.0) if work.tokens_per_second is not None else None
+        if work.tokens_per_second is None:
+            return None
+        return max(2000.0, self.prompt / 2048 * 1000.0) / self.reading.new_share
 
     @cached_property
     def step_ms(self) -> float | None:
@@ -235,7 +241,11 @@ class Ask:
         if work.tokens_per_second is None:
             return None
         usual = 1000.0 / work.tokens_per_second
-        return usual if self.asked("tokens_per_second") else min(usual, 1000.0 * ANSWER_SECONDS / work.output)
+        return (
+            usual
+            if self.asked("tokens_per_second")
+            else min(usual, 1000.0 * ANSWER_SECONDS[work.reasoning] / work.output)
+        )
 
     @property
     def per_event(self) -> bool:

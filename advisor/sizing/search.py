@@ -14,7 +14,7 @@ from functools import lru_cache
 from itertools import takewhile
 from math import inf, isfinite, sqrt
 
-from archcompass.advisor.reading import PROMPTS_AGAIN
+from archcompass.advisor.reading import THINKING
 from archcompass.advisor.sizing.adapters import adapter_memory, days_allowed, training_days
 from archcompass.advisor.sizing.ask import LEAST_PARAMETERS, LEAST_SIGNAL_PARAMETERS, Ask
 from archcompass.advisor.sizing.placement import first_token, is_worth, layouts, placed
@@ -50,16 +50,16 @@ class Times:
         return self.load.decode_ms_per_token
 
     def paced_ms(self, ask: Ask) -> float | None:
-        """Time of one token for every sequence while new prompts are read in between, as many as requests end.
+        """Time of one token for every sequence while the others' prompts are read in between.
 
-        In the steady state each of the other sequences' prompts is read once per `output` tokens; prefixes that come again
-        are not. One's own is read before the first token.
+        Each of them comes once in `THINKING` times the `output` tokens of an answer, and only what is new in it is read.
+        One's own is read before the first token.
         """
         prompts, work = self.load.prefill_ms, ask.reading.workload
         if self.step_ms is None or prompts is None or work.stream:
             return self.step_ms
         others = 1.0 - 1.0 / work.concurrency
-        return self.step_ms + others * prompts * (PROMPTS_AGAIN if ask.reading.reuse else 1.0) / work.output
+        return self.step_ms + others * prompts * ask.reading.new_share / (THINKING * work.output)
 
 
 @dataclass(frozen=True, kw_only=True)

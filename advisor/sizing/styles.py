@@ -30,6 +30,9 @@ lowest at 8 %, arXiv 2406.07887; Jamba takes 1:7)."""
 ROOMY_BYTES = 4e10
 """Memory that holds about 30B in 8 bits beside some caches: below it a dense model is the better use of the memory."""
 
+BUSY = 0.5
+"""Share of a token's time that a usual dense model would spend on the others' prompts, beyond which arithmetic is scarce."""
+
 LARGE_MACHINE_BYTES = 2e11
 """Memory beyond which a dense model would be larger than any that is still made (about 120B)."""
 
@@ -71,7 +74,7 @@ def wants_experts(reading: Reading) -> bool:
         return False
     roomy = reading.card.total_memory_bytes > ROOMY_BYTES
     large = reading.card.total_memory_bytes > LARGE_MACHINE_BYTES
-    many = reading.open_ended and (reading.workload.concurrency >= 64 or (reading.reading_share > 1.0 and roomy))
+    many = reading.open_ended and (reading.workload.concurrency >= 64 or (reading.reading_share > BUSY and roomy))
     return large or many or reading.closed_book >= 0.3 or reading.card_is_poor > 0.5
 
 
