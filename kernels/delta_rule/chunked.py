@@ -14,12 +14,8 @@ RWKV-7 (arXiv 2503.14456) has the same form with a for -βk, b for k, and values
     O  = scale · ((Q exp(c)) S + A_qb Z + A_qk V)
     S' = exp(c_C) S + (B exp(c_C - c))ᵀ Z + (K exp(c_C - c))ᵀ V
 
-so one state pass serves both. A decay per head that stays moderate inside a chunk leaves all of this but the values and
-the outputs: around the middle m of the chunk's decay (`kernels/decay.py`), with V' = e^(m - c) V and S' = e^m S,
-
-    U' = (I + β tril(K Kᵀ))⁻¹ β (V' - K S')      O = scale · e^(c - m) (Q S' + tril(Q Kᵀ) U')      S <- e^(c_C - m) (S' + Kᵀ U')
-
-which is how DeltaNet does without any decay. Heads that decay too strongly are then made again, exactly.
+so one state pass serves both. A decay per head that stays moderate inside a chunk, or none, has a faster form of its own,
+`centred.py`; heads that decay too strongly for it are then made again, exactly.
 
 Only the state pass is sequential, over chunks; the rest is batched over a segment of SEGMENT tokens, which keeps its
 arrays in the cache and bounds memory in inference.
@@ -30,14 +26,13 @@ float32: CPUs have no float16 products), decays, inverse and state in float32, o
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from archcompass.kernels.decay import (
-    centred,
     decay_matrix,
     decayed,
     moderated,
@@ -45,13 +40,14 @@ from archcompass.kernels.decay import (
     strong_heads,
     vector_decayed_scores,
 )
+from archcompass.kernels.delta_rule.centred import centred_pass, centred_terms
 from archcompass.kernels.delta_rule.triangular import unit_lower_inverse
 
 SEGMENT = 512
 # Where more than one head in this many decays strongly, the exact form serves them all.
 FEW = 4
 
-Inverse = Callable[[Tensor], Tensor]
+Terms = TypeVar("Terms")
 
 
 class ChunkTerms(NamedTuple):
@@ -65,8 +61,6 @@ class ChunkTerms(NamedTuple):
     decay: [N, J, K or 1, 1] over the whole chunk, of the state before it, or None.
     out: [N, J, C, V] to be added to the output, or None.
     values: [N, J, C, V] written besides under the second half of `tail`, or None.
-    coming_out: [N, J, C, 1], factor of the output, or None.
-    passing: [N + 1, J, 1, 1], factors of the state before the first chunk and after each, or None.
     """
 
     rows: Tensor
@@ -77,8 +71,6 @@ class ChunkTerms(NamedTuple):
     decay: Tensor | None = None
     out: Tensor | None = None
     values: Tensor | None = None
-    coming_out: Tensor | None = None
-    passing: Tensor | None = None
 
 
 def delta_rule_chunked(
@@ -94,21 +86,21 @@ def delta_rule_chunked(
     """Matmul form; arguments as in `archcompass.kernels.delta_rule.delta_rule`, with every default filled in."""
     run = partial(_through_segments, scale=scale, chunk=chunk)
     if log_decay is not None and log_decay.dim() == 4:
-        return run(vector_terms, [q, k, v, beta, log_decay], state)
+        return run(vector_terms, state_pass, [q, k, v, beta, log_decay], state)
     if log_decay is None:
-        return run(centred_terms, [q, k, v, beta], state)
+        return run(centred_terms, centred_pass, [q, k, v, beta], state)
     log_decay = log_decay.to(state.dtype)
     by_chunk = pad(log_decay, (0, 0, 0, -log_decay.shape[1] % chunk)).unflatten(1, (-1, chunk))
     strong = strong_heads(by_chunk)
     if strong is None or FEW * strong.numel() > v.shape[2]:
-        return run(scalar_terms, [q, k, v, beta, log_decay], state)
+        return run(scalar_terms, state_pass, [q, k, v, beta, log_decay], state)
     moderate = moderated(by_chunk, strong).flatten(1, 2)[:, : v.shape[1]]
-    out, last = run(centred_terms, [q, k, v, beta, moderate], state)
+    out, last = run(centred_terms, centred_pass, [q, k, v, beta, moderate], state)
     if not strong.numel():
         return out, last
     theirs = [x[:, :, strong // (v.shape[2] // k.shape[2])] for x in (q, k)]
     theirs += [x[:, :, strong] for x in (v, beta, log_decay)]
-    exact, after = run(scalar_terms, theirs, state[:, strong])
+    exact, after = run(scalar_terms, state_pass, theirs, state[:, strong])
     return out.index_copy(2, strong, exact), last.index_copy(1, strong, after)
 
 
@@ -116,16 +108,22 @@ def dplr_chunked(
     q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, log_decay: Tensor, state: Tensor, scale: float, chunk: int
 ) -> tuple[Tensor, Tensor]:
     """Matmul form; arguments as in `archcompass.kernels.delta_rule.dplr`, with every default filled in."""
-    return _through_segments(dplr_terms, [q, k, v, a, b, log_decay], state, scale=scale, chunk=chunk)
+    return _through_segments(dplr_terms, state_pass, [q, k, v, a, b, log_decay], state, scale=scale, chunk=chunk)
 
 
 def _through_segments(
-    terms: Callable[..., ChunkTerms], inputs: Sequence[Tensor], state: Tensor, *, scale: float, chunk: int
+    terms: Callable[..., Terms],
+    carry: Callable[[Terms, Tensor], tuple[list[Tensor], Tensor]],
+    inputs: Sequence[Tensor],
+    state: Tensor,
+    *,
+    scale: float,
+    chunk: int,
 ) -> tuple[Tensor, Tensor]:
     """The outputs, [batch, time, heads, V], and the last state. The third of the inputs are the values."""
     outputs: list[Tensor] = []
     for segment in _segments(inputs, chunk):
-        out, state = _state_pass(terms(*segment, scale=scale, precise=state.dtype), state)
+        out, state = carry(terms(*segment, scale=scale, precise=state.dtype), state)
         outputs.extend(out)
     return _join(outputs, inputs[2]), state
 
@@ -140,7 +138,7 @@ def _segments(inputs: Sequence[Tensor], chunk: int) -> list[list[Tensor]]:
 def _to_chunks(x: Tensor, chunk: int) -> Tensor:
     if missing := -x.shape[1] % chunk:
         x = pad(x, (0, 0) * (x.dim() - 2) + (0, missing))
-    return torch.unflatten(x, 1, (-1, chunk)).movedim(3, 2).movedim(1, 0).contiguous()
+    return torch.unflatten(x, 1, (-1, chunk)).movedim(3, 2).movedim(1, 0)
 
 
 def _join(outputs: list[Tensor], like: Tensor) -> Tensor:
@@ -162,7 +160,6 @@ def scalar_terms(
     *,
     scale: float,
     precise: torch.dtype,
-    invert: Inverse = unit_lower_inverse,
 ) -> ChunkTerms:
     """Terms under one decay per head. Products of q and k are made once per key head.
 
@@ -189,50 +186,11 @@ def scalar_terms(
     return ChunkTerms(
         rows=rows.flatten(1, 3),
         target=(torch.unflatten(v, 2, (-1, group)) * beta.to(working).unsqueeze(-1)).flatten(1, 3),
-        inverse=invert(among_keys.flatten(1, 3)).to(working),
+        inverse=unit_lower_inverse(among_keys.flatten(1, 3)).to(working),
         mix=mix.flatten(1, 3),
         tail=weighted(k, until_end).flatten(1, 3),
         decay=None if log_decay is None else since_start[..., -1].flatten(1, 3)[..., None, None],
     )
-
-
-def centred_terms(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    beta: Tensor,
-    log_decay: Tensor | None = None,
-    *,
-    scale: float,
-    precise: torch.dtype,
-) -> ChunkTerms:
-    """Terms without a decay, or under a moderate one per head, which only the values and the outputs feel."""
-    working = _working(q.dtype)
-    group, value_heads = v.shape[2] // k.shape[2], (1, 3)
-    q, k, v = q.to(working) * scale, k.to(working), v.to(working)
-    rows = torch.cat([k, q], dim=-2)
-    precise_k = k.to(precise)
-    weight = torch.unflatten(beta.to(precise), 2, (-1, group)).unsqueeze(-2)
-    inverse = unit_lower_inverse((precise_k @ precise_k.mT).unsqueeze(3) * weight.mT) * weight
-
-    def for_values(x: Tensor) -> Tensor:
-        return x.unsqueeze(3).expand(-1, -1, -1, group, -1, -1).flatten(*value_heads)
-
-    rows = for_values(rows)
-    terms = ChunkTerms(
-        rows=rows,
-        target=v.flatten(1, 2),
-        # Above the diagonal it is zero, and its gradient, e^(c_i - c_j) for i < j, may overflow: tril drops it.
-        inverse=inverse.to(working).tril().flatten(*value_heads),
-        mix=for_values((q @ k.mT).tril()),
-        tail=rows[..., : k.shape[-2], :],
-    )
-    if log_decay is None:
-        return terms
-    factors = centred(log_decay.to(precise).permute(1, 0, 3, 2))
-    by_token = [x.permute(1, 0, 3, 2).flatten(1, 2).to(working).unsqueeze(-1) for x in factors[:2]]
-    passing = factors.passing.transpose(0, 1).flatten(1, 2)[..., None, None]
-    return terms._replace(target=terms.target * by_token[0], coming_out=by_token[1], passing=passing)
 
 
 def vector_terms(
@@ -244,7 +202,6 @@ def vector_terms(
     *,
     scale: float,
     precise: torch.dtype,
-    invert: Inverse = unit_lower_inverse,
 ) -> ChunkTerms:
     """Terms under a decay per key dimension."""
     assert log_decay is not None
@@ -261,7 +218,7 @@ def vector_terms(
     return ChunkTerms(
         rows=rows.to(working),
         target=(v.flatten(1, 2) * beta).to(working),
-        inverse=invert(beta * among_keys).to(working),
+        inverse=unit_lower_inverse(beta * among_keys).to(working),
         mix=(scale * mix).to(working),
         tail=(k * until_end).to(working),
         decay=since_start[..., -1, :].unsqueeze(-1),
@@ -278,7 +235,6 @@ def dplr_terms(
     *,
     scale: float,
     precise: torch.dtype,
-    invert: Inverse = unit_lower_inverse,
 ) -> ChunkTerms:
     """Terms of the diagonal plus low-rank form. Rows a read the state before this token's decay, rows q after it."""
     working = _working(q.dtype)
@@ -299,7 +255,7 @@ def dplr_terms(
     return ChunkTerms(
         rows=torch.cat([-a * decayed(before), scale * q * decayed(cumulative)], dim=-2).to(working),
         target=target,
-        inverse=invert(-a_b).to(working),
+        inverse=unit_lower_inverse(-a_b).to(working),
         mix=q_b.to(working),
         tail=torch.cat([b * until_end, k * until_end], dim=-2).to(working),
         decay=decayed(cumulative[..., -1, :]).unsqueeze(-1),
@@ -308,25 +264,20 @@ def dplr_terms(
     )
 
 
-def _state_pass(terms: ChunkTerms, state: Tensor) -> tuple[list[Tensor], Tensor]:
+def state_pass(terms: ChunkTerms, state: Tensor) -> tuple[list[Tensor], Tensor]:
     """Carries the state through the chunks: each one's outputs, [batch, C, heads, V], and the state after the last."""
     shape = state.shape
     state = state.flatten(0, 1)
-    if terms.passing is not None:
-        state = state * terms.passing[0]
     outputs = []
     for n in range(terms.rows.shape[0]):
         predicted, read = (terms.rows[n] @ state.to(terms.rows.dtype)).chunk(2, dim=-2)
         written = terms.inverse[n] @ (terms.target[n] - predicted)
         out = torch.baddbmm(read, terms.mix[n], written)
         out = out if terms.out is None else out + terms.out[n]
-        out = out if terms.coming_out is None else out * terms.coming_out[n]
         outputs.append(torch.unflatten(out, 0, shape[:2]).transpose(1, 2))
         if terms.values is not None:
             written = torch.cat([written, terms.values[n]], dim=-2)
         added = terms.tail[n].mT @ written
         kept = terms.decay
         state = state + added if kept is None else torch.addcmul(added.to(state.dtype), state, kept[n])
-        if terms.passing is not None:
-            state.mul_(terms.passing[n + 1])
     return outputs, state.view(shape)

@@ -61,7 +61,7 @@ def delta_rule_cost(
         return Cost(4 * state * new_tokens, io_bytes, state_bytes * new_tokens)
     chunk = effective_chunk(new_tokens, chunk_size)
     chunks = batch * ceil_div(new_tokens, chunk)
-    flops = chunks * heads * (_inverse_flops(chunk) + _pass_flops(chunk, key_dim, value_dim))
+    flops = chunks * heads * (inverse_flops(chunk) + _pass_flops(chunk, key_dim, value_dim))
     if decay == "vector":
         flops += chunks * heads * _halving_flops(chunk, key_dim, pairs=2)
     else:
@@ -92,7 +92,7 @@ def dplr_cost(
     chunks = batch * ceil_div(new_tokens, chunk)
     per_chunk = (
         _halving_flops(chunk, key_dim, pairs=4)
-        + _inverse_flops(chunk)
+        + inverse_flops(chunk)
         + _product(2 * chunk, chunk, value_dim)
         + _pass_flops(chunk, key_dim, value_dim)
         + _product(key_dim, chunk, value_dim)
@@ -119,7 +119,7 @@ def _halves(chunk: int) -> Iterator[int]:
         size *= 2
 
 
-def _inverse_flops(chunk: int) -> int:
+def inverse_flops(chunk: int) -> int:
     """Two products of m x m blocks per pair of blocks, for m = 2, 4, ... C/2; blocks of one need none."""
     return sum(chunk // (2 * size) * 2 * _product(size, size, size) for size in _halves(chunk) if size > 1)
 

@@ -23,7 +23,7 @@ def delta_rule_held(
     """Arguments as in `delta_rule_cost`; `fused` when Triton kernels run it.
 
     Both forms pass the inverse, the decayed keys, what is written and the state at every chunk from kernel to kernel; the
-    torch form makes a segment's terms in float32 first, and autograd keeps every level of the inverse.
+    torch form makes a segment's terms in float32 first. Of a decay per head it is the centred form that is counted.
     """
     chunk, rows = effective_chunk(new_tokens), batch * new_tokens
     chunks = batch * ceil_div(new_tokens, chunk)
@@ -34,15 +34,19 @@ def delta_rule_held(
         passed = rows * (squares + all_keys + 2 * values) + chunks * state
         return Held(element_bytes * (passed + rows * values), element_bytes * passed)
     piece = min(new_tokens, SEGMENT) * batch
-    inputs = rows * element_bytes * (2 * keys + 2 * values) + 4 * batch * state
+    outputs = rows * element_bytes * values
     if decay == "vector":
-        peak = inputs + 4 * rows * all_keys + piece * (4 * 9.5 * all_keys + squares * (4 + 2 * element_bytes))
-        saved = rows * (element_bytes * (2 * values + 2 * all_keys + 3 * squares) + 4 * (31.5 * all_keys + 4 * squares))
-        return Held(peak, saved + 1.5 * 4 * chunks * state)
-    terms = element_bytes * (3 * all_keys + values + 2 * squares) + 4 * (keys + 3.5 * squares)
-    saved = rows * (element_bytes * (2.5 * values + 3 * all_keys + 2 * squares) + 4 * (2 * keys + 6.5 * squares))
-    through = (4 if decay == "scalar" else 0) + element_bytes
-    return Held(inputs + piece * terms, saved + chunks * state * through)
+        peak = outputs + 4 * 3 * batch * state + piece * (4 * 9.5 * all_keys + squares * (4 + 2 * element_bytes))
+        saved = rows * (element_bytes * (2 * values + 2 * all_keys + 3 * squares) + 4 * (31.5 * all_keys + squares))
+        return Held(max(peak, 2 * outputs), saved + 1.5 * 4 * chunks * state)
+    shared, faded = key_heads * chunk, 1 if decay == "scalar" else 0
+    precise_keys, rounded_squares = (keys, squares) if element_bytes < 4 else (0, 0)
+    terms = element_bytes * (2 * keys - values) + 4 * (precise_keys + shared + 3 * squares)
+    through = element_bytes * (2 * keys + shared + squares) * piece + element_bytes * 5 * chunk * batch * values
+    peak = outputs + max(piece * terms, through + 4 * 4 * batch * state, outputs)
+    narrow = 2 * keys + shared + rounded_squares + (3 + faded) * values
+    saved = rows * (element_bytes * narrow + 4 * (precise_keys + shared + squares))
+    return Held(peak, saved + chunks * state * (4 * faded + element_bytes))
 
 
 def dplr_held(
@@ -56,5 +60,5 @@ def dplr_held(
         passed = rows * (heads * chunk + keys + 2 * values) + chunks * state
         return Held(element_bytes * (passed + rows * values), element_bytes * passed)
     piece = min(new_tokens, SEGMENT) * batch
-    peak = rows * (element_bytes * 1.5 * keys + 4 * 4 * keys) + 4 * 23 * piece * keys + 4 * 2 * batch * state
-    return Held(peak, rows * keys * (18 * element_bytes + 4 * 46))
+    peak = rows * element_bytes * values + 4 * 23 * piece * keys + 4 * 2 * batch * state
+    return Held(peak, rows * keys * (18 * element_bytes + 4 * 44))
