@@ -1,10 +1,10 @@
 """How well predictions meet measurements on this machine: calibrate, predict, measure, row by row.
 
-    OMP_NUM_THREADS=1 python benchmarks/accuracy.py [--visits 2] [--models A,B] [--table FILE] [--again FILE] [--ship]
+    OMP_NUM_THREADS=1 python benchmarks/accuracy.py [--visits 3] [--models A,B] [--table FILE] [--again FILE] [--ship]
     OMP_NUM_THREADS=2 python benchmarks/accuracy.py --ship --table-only
 
 Sixteen models of all families, from 20M to 1B parameters: prefill at three lengths, decode at three depths, a training step.
-A shared machine changes its pace within minutes. So everything is visited twice in turn, calibration and models alike;
+A shared machine changes its pace within minutes. So everything is visited three times in turn, calibration and models alike;
 a visit's time is the median of its runs, and the fastest visit counts, on both sides. With one thread the clock is the
 process's own CPU time. Prints a row for each and the errors over all, and writes benchmarks/results/accuracy-<machine>.json
 with versions, every visit's time and the load of the machine. About twelve minutes; --ship also keeps the table, with the range
@@ -16,10 +16,13 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 import os
 import platform
 import sys
+from collections.abc import Collection
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -32,8 +35,9 @@ from archcompass.errors import ArchcompassError
 from archcompass.profiles.calibrate import calibrate
 from archcompass.profiles.efficiency import Efficiency, fastest, from_json, to_json
 from archcompass.profiles.hardware import Hardware, find
-from archcompass.profiles.measure.model import measure
-from archcompass.profiles.measure.sweep import sweep
+from archcompass.profiles.measure import build, heap
+from archcompass.profiles.measure.clock import repeat
+from archcompass.profiles.measure.model import decode, prefill, training_step
 from archcompass.profiles.predict import predict
 from archcompass.profiles.request import Request
 from archcompass.profiles.tables import efficiency_of, file_name
@@ -45,6 +49,8 @@ RESULTS = Path(__file__).resolve().parent / "results"
 TABLES = RESULTS.parent.parent / "profiles/data/efficiency"
 DOCUMENT = RESULTS.parent.parent / "docs/accuracy.md"
 DTYPES = ("bf16", "fp32")
+
+CPU = torch.device("cpu")
 
 LENGTHS = (128, 512, 1024)
 GENERATED = 16
@@ -110,19 +116,31 @@ def models(quick: bool) -> list[ModelSpec]:
     return own[:1] + own[6:7] if quick else own + known
 
 
-def visit(spec: ModelSpec, here: Hardware, quick: bool) -> dict[Question, float]:
-    """Milliseconds of every question to one model, each the median of its runs."""
-    asked = [Request(prompt=length, generate=GENERATED) for length in (LENGTHS[:1] if quick else LENGTHS)]
-    times: dict[Question, float] = {}
-    for seen in sweep(spec, asked, here, seconds=6 + 32 * spec.parameters().active / 1e9):
-        times["prefill", seen.request.prompt, GENERATED] = seen.prefill.ms
-        if seen.decode is not None:
-            times["decode", seen.request.prompt, GENERATED] = seen.decode.ms
+@heap.held()
+def visit(spec: ModelSpec, quick: bool) -> dict[Question, float]:
+    """Milliseconds of every question to one model, each the median of its runs after one that is not heard."""
+    model, times = build.model(spec, CPU, torch.bfloat16), dict[Question, float]()
+    with torch.inference_mode():
+        for length in LENGTHS[:1] if quick else LENGTHS:
+            asked = Request(prompt=length, generate=GENERATED)
+            ids = torch.randint(0, spec.vocab_size, (1, length))
+            first = prefill(model, ids, asked)
+            again = repeat(partial(prefill, model, ids, asked), CPU, seconds=1.0, least=1, most=5, warmups=0)
+            times["prefill", length, GENERATED] = again.ms
+            steps = decode(model, first, asked, CPU, deadline=math.inf)
+            assert steps is not None
+            times["decode", length, GENERATED] = steps.ms
     if spec.parameters().total <= TRAINED_PARAMETERS:
-        trained = measure(spec, Request(prompt=TRAINED_TOKENS, generate=0, mode="training"), here, seconds=6)
-        if trained.prefill is not None:
-            times["training", trained.request.prompt, 0] = trained.prefill.ms
+        times["training", TRAINED_TOKENS, 0] = trained(spec)
     return times
+
+
+def trained(spec: ModelSpec) -> float:
+    """Milliseconds of a training step, moments being there."""
+    model = build.model(spec, CPU, torch.bfloat16, training=True).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    ids = torch.randint(0, spec.vocab_size, (1, TRAINED_TOKENS))
+    return repeat(partial(training_step, model, optimizer, ids), CPU, seconds=1.0, least=2, most=5).ms
 
 
 def predicted_ms(spec: ModelSpec, question: Question, table: Efficiency, here: Hardware) -> float:
@@ -171,28 +189,30 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return found
 
 
-def calibrated(dtypes: tuple[str, ...]) -> Efficiency:
-    """A table measured now."""
+def calibrated(dtypes: tuple[str, ...], blocks: Collection[str] | None = None) -> Efficiency:
+    """A table measured now, of all kinds of block or some."""
 
     def watched(share: float, text: str) -> None:
         print(f"\r{share:4.0%} {text:40s}", end="", file=sys.stderr)
 
-    return calibrate("cpu", progress=watched, budget_seconds=900, keep=False, dtypes=dtypes)[0]
+    return calibrate("cpu", progress=watched, budget_seconds=900, keep=False, dtypes=dtypes, blocks=blocks)[0]
 
 
 def visited(
-    chosen: list[ModelSpec], visits: int, quick: bool, here: Hardware, given: Efficiency | None
+    chosen: list[ModelSpec], visits: int, quick: bool, given: Efficiency | None
 ) -> tuple[dict[str, dict[Question, list[float]]], Efficiency, dict[str, str]]:
-    """Times of every model by question, the table they are judged by, and why some failed."""
-    tables, failed = [given] if given else [], {}
+    """Times of every model by question, the table they are judged by, and why some failed. The first calibration measures
+    everything, the later ones what the models need."""
+    tables, failed = [given] if given else [], dict[str, str]()
+    kinds = {block.kind for spec in chosen for block in spec.blocks.values()}
     found: dict[str, dict[Question, list[float]]] = {}
     for number in range(visits):
         if given is None:
-            tables.append(calibrated(DTYPES[: 1 if number or quick else 2]))
+            tables.append(calibrated(DTYPES[:1], kinds) if number or quick else calibrated(DTYPES))
         for spec in chosen:
             print(f"\rvisit {number + 1}: {spec.name:40s}", end="", file=sys.stderr)
             try:
-                times = visit(spec, here, quick)
+                times = visit(spec, quick)
             except ArchcompassError as error:
                 failed[spec.name] = str(error)
                 continue
@@ -251,12 +271,12 @@ def main() -> None:
         kept(calibrated(DTYPES), here)
         return
     given = from_json(json.loads(arguments.table.read_text()), arguments.table.name) if arguments.table else None
-    known = models(arguments.quick)
+    known = models(arguments.quick and not arguments.models)
     chosen = [spec for spec in known if not arguments.models or spec.name in arguments.models.split(",")]
     if arguments.again:
         found, table, failed = kept_visits(arguments.again), given or efficiency_of(here), {}
     else:
-        found, table, failed = visited(chosen, arguments.visits, arguments.quick, here, given)
+        found, table, failed = visited(chosen, arguments.visits, arguments.quick, given)
     rows = [row for spec in chosen if spec.name in found for row in rows_of(spec, found[spec.name], table, here)]
     told(rows, failed)
     if arguments.ship:
@@ -267,9 +287,9 @@ def main() -> None:
 
 def asked() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--visits", type=int, default=2, help="how often calibration and models take turns")
+    parser.add_argument("--visits", type=int, default=3, help="how often calibration and models take turns")
     parser.add_argument("--models", default="", help="only these, with commas")
-    parser.add_argument("--quick", action="store_true", help="two models, one length")
+    parser.add_argument("--quick", action="store_true", help="one length, one dtype, and two models if none are named")
     parser.add_argument("--table", type=Path, help="an efficiency table instead of calibrating now")
     parser.add_argument("--again", type=Path, help="an earlier run's results: predict anew what it measured")
     parser.add_argument("--ship", action="store_true", help="keep the table in profiles/data/efficiency")

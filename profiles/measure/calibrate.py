@@ -10,7 +10,7 @@ import datetime
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from archcompass.blocks.base import Block, known_blocks
 from archcompass.blocks.model.spec import ModelSpec
 from archcompass.profiles.efficiency import ACCELERATOR, PROCESSOR, Efficiency
 from archcompass.profiles.hardware import Hardware, find
-from archcompass.profiles.measure import build
+from archcompass.profiles.measure import build, heap
 from archcompass.profiles.measure.launches import launches
 from archcompass.profiles.measure.model import Progress, silent
 from archcompass.profiles.measure.parts import MEASURED_ALONE, Parts, apart, beside
@@ -34,12 +34,14 @@ from archcompass.profiles.request import Request
 SPREAD = {"prefill": (0.75, 1.4), "decode": (0.9, 1.9)}
 
 
+@heap.held()
 def calibrate(
     device: str = "cpu",
     *,
     progress: Progress = silent,
     budget_seconds: float = 150.0,
     dtypes: tuple[str, ...] = ("bf16", "fp32"),
+    blocks: Collection[str] | None = None,
 ) -> Efficiency:
     """This machine's table.
 
@@ -48,12 +50,13 @@ def calibrate(
         progress: told how far it is.
         budget_seconds: blocks that would begin after it are left out, and the table says which.
         dtypes: which of "bf16" and "fp32" to measure, the first as the one that serves all others.
+        blocks: only these kinds of block; None measures all.
 
     Raises:
         InputError: no such device.
     """
     place = build.device_of(device)
-    bench = _Bench(place, time.perf_counter() + budget_seconds, progress, dtypes)
+    bench = _Bench(place, time.perf_counter() + budget_seconds, progress, dtypes, blocks)
     with torch.inference_mode():
         return bench.run()
 
@@ -66,6 +69,7 @@ class _Bench:
     deadline: float
     progress: Progress
     dtypes: tuple[str, ...]
+    chosen: Collection[str] | None
     left_out: list[str] = field(default_factory=list)
 
     def run(self) -> Efficiency:
@@ -101,7 +105,8 @@ class _Bench:
     def blocks(self, table: Efficiency) -> Efficiency:
         """`table` with the operations of every block, and what they cost in training."""
         done: dict[str, list[tuple[Block, int]]] = {name: [] for name in self.dtypes}
-        todo = [(name, block, width) for name in self.dtypes for block, width in _typical()]
+        wanted = [(b, width) for b, width in _typical() if self.chosen is None or b.kind in self.chosen]
+        todo = [(name, block, width) for name in self.dtypes for block, width in wanted]
         for index, (name, block, width) in enumerate(todo):
             self.progress(0.32 + 0.5 * index / len(todo), f"{block.kind} in {name}")
             if time.perf_counter() > self.deadline:

@@ -13,7 +13,7 @@ from archcompass.blocks.model.module import LanguageModel, Output
 from archcompass.blocks.model.spec import ModelSpec
 from archcompass.errors import MeasurementError
 from archcompass.profiles.hardware import Hardware
-from archcompass.profiles.measure import build
+from archcompass.profiles.measure import build, heap
 from archcompass.profiles.measure.clock import Times, once, processor_clock, repeat, synchronise
 from archcompass.profiles.measure.peak import process_peak_bytes, reset_process_peak, tensor_peak_bytes
 from archcompass.profiles.predict import Source, predict
@@ -61,6 +61,7 @@ def silent(_share: float, _text: str) -> None:
     """Progress that nobody watches."""
 
 
+@heap.held()
 def measure(
     spec: ModelSpec,
     request: Request,
@@ -218,12 +219,7 @@ def _training(
     ids = _tokens(spec, request, device)
 
     def step() -> None:
-        loss = model(ids, labels=ids).loss
-        if loss is None:
-            raise MeasurementError(f"{spec.name} gives no loss")
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        training_step(model, optimizer, ids)
 
     progress(0.2, f"training steps of {request.prompt} tokens")
     step()
@@ -248,6 +244,16 @@ def _training(
         ran=ran(device, request, times, None),
         notes=("optimizer moments are counted as spare_bytes, gradients with the activations",),
     )
+
+
+def training_step(model: LanguageModel, optimizer: torch.optim.Optimizer, ids: torch.Tensor) -> None:
+    """Forward, backward and update, over tokens that are their own labels."""
+    loss = model(ids, labels=ids).loss
+    if loss is None:
+        raise MeasurementError(f"{model.spec.name} gives no loss")
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 def ran(device: torch.device, request: Request, prefill: Times | None, decode: Times | None) -> dict[str, Any]:

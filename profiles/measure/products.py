@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -64,6 +65,7 @@ class Products:
             for rows in ROWS
             for size in ELEMENTS
         }
+        read_no_slower(times, ELEMENTS)
         never_falling(times, ROWS, ELEMENTS)
         moved = {size: float((size + 2 * math.isqrt(size)) * self.dtype.itemsize) for size in ELEMENTS}
         memory = {moved[size]: share(moved[size] / self.peaks["bandwidth"], times[1, size]) for size in ELEMENTS}
@@ -180,6 +182,12 @@ def never_falling(times: dict[tuple[int, int], float], rows: Sequence[int], size
             before = [times[rows[row_index - 1], size]] if row_index else []
             before += [times[row, sizes[size_index - 1]]] if size_index else []
             times[row, size] = max([times[row, size], *before])
+
+
+def read_no_slower(times: dict[tuple[int, int], float], sizes: Sequence[int]) -> None:
+    """A larger weight that lies in no cache is read no slower than a smaller one; noise that says so is levelled."""
+    for before, size in pairwise(sizes):
+        times[1, size] = min(times[1, size], times[1, before] * size / before)
 
 
 def _layer(weight: torch.Tensor) -> Linear:

@@ -12,7 +12,7 @@ from archcompass.blocks.model.module import LanguageModel, Output
 from archcompass.blocks.model.spec import ModelSpec
 from archcompass.profiles.hardware import Hardware
 from archcompass.profiles.ledger import memory
-from archcompass.profiles.measure import build
+from archcompass.profiles.measure import build, heap
 from archcompass.profiles.measure.clock import Times, repeat
 from archcompass.profiles.measure.model import Progress, decode, native_request, prefill, silent
 from archcompass.profiles.measure.peak import tensor_peak_bytes
@@ -37,6 +37,7 @@ class Seen:
     decode: Times | None
 
 
+@heap.held()
 def sweep(
     spec: ModelSpec,
     requests: Sequence[Request],

@@ -1,6 +1,8 @@
 """Measuring: real blocks run, the ledger agrees with the memory they really take, big models are sampled."""
 
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from archcompass.blocks.model.spec import ModelSpec
 from archcompass.errors import InputError, MeasurementError
 from archcompass.profiles.hardware import describe, find
 from archcompass.profiles.ledger import memory
-from archcompass.profiles.measure import build
+from archcompass.profiles.measure import build, heap
 from archcompass.profiles.measure.clock import Times
 from archcompass.profiles.measure.model import measure, shorten
 from archcompass.profiles.measure.peak import tensor_peak_bytes
@@ -149,3 +151,23 @@ def test_a_training_step_that_no_memory_holds_is_refused_not_sampled(families: d
     asked = Request(prompt=16, generate=0, mode="training", precision="fp32", batch=2**20)
     with pytest.raises(MeasurementError, match="too much for this machine"):
         measure(families["moe"], asked, find("cpu"), seconds=1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc gives memory back as it pleases")
+def test_the_heap_keeps_what_is_freed_while_it_is_held_and_gives_it_back_after() -> None:
+    import resource
+
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(4):
+            torch.ones(2**24)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    def resident_pages() -> int:
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+
+    with heap.held():
+        faults()
+        assert faults() < 2**10, "64 MiB are 2^14 pages, and none of them is new"
+        kept = resident_pages()
+    assert resident_pages() < kept - 2**13
