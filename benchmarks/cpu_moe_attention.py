@@ -1,6 +1,6 @@
 """Experts and attention on the CPU against what torch offers, in one run: medians of interleaved calls.
 
-    python benchmarks/cpu_moe_attention.py [--threads 1] [--rounds 9] [--clock cpu] [--write]
+    python benchmarks/cpu_moe_attention.py [--threads 1] [--seconds 1] [--clock cpu] [--only experts] [--write]
 
 Experts: against a loop over experts that looks its tokens up (the form most model code has), a loop over sorted rows, and
 torch's grouped_mm. Attention: against one call of scaled_dot_product_attention that says the same, with a mask where it
@@ -28,6 +28,7 @@ from archcompass.kernels.moe import moe_mlp, route
 RESULT = Path(__file__).resolve().parent / "results" / "cpu_moe_attention.json"
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 DTYPES = (torch.float32, torch.bfloat16)
+FEWEST, MOST = 3, 45  # rounds
 Calls = dict[str, Callable[[], object]]
 
 # tokens, experts, chosen, hidden, inner
@@ -151,20 +152,29 @@ def _latent(q: Tensor, latents: Tensor) -> Callable[[], object]:
     return lambda: scaled_dot_product_attention(q, k, k[..., :512], scale=0.1, enable_gqa=True)
 
 
-def interleaved_ms(calls: Calls, rounds: int, clock: Callable[[], float]) -> dict[str, float]:
+def interleaved_ms(calls: Calls, seconds: float, clock: Callable[[], float]) -> dict[str, float]:
     """Median milliseconds of each call; they take turns in changing order, so that a slow moment meets them all and
-    none of them always finds the caches as the same other one left them."""
-    order, shuffle = list(calls.items()), random.Random(0).shuffle
+    none of them always finds the caches as the same other one left them. Calls that at
+    first take thrice the time of the best are then made a few times only."""
+    shuffle = random.Random(0).shuffle
     for call in calls.values():
         call()
+    first = {name: _ms(call, time.perf_counter) for name, call in calls.items()}
+    slow = {name for name, ms in first.items() if ms > 3 * min(first.values())}
+    rounds = int(1e3 * seconds / sum(ms for name, ms in first.items() if name not in slow))
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
+    for turn in range(max(FEWEST, min(rounds, MOST))):
+        order = [name for name in calls if turn < FEWEST or name not in slow]
         shuffle(order)
-        for name, call in order:
-            started = clock()
-            call()
-            times[name].append((clock() - started) * 1e3)
+        for name in order:
+            times[name].append(_ms(calls[name], clock))
     return {name: round(median(values), 4) for name, values in times.items()}
+
+
+def _ms(call: Callable[[], object], clock: Callable[[], float]) -> float:
+    started = clock()
+    call()
+    return (clock() - started) * 1e3
 
 
 def machine() -> dict[str, Any]:
@@ -185,7 +195,8 @@ def main() -> None:
     """Runs every case and prints one line for each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=1.0, help="for the rounds of one case")
+    parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument(
         "--clock", choices=CLOCKS, default="wall", help="cpu: time of this process, on a shared machine"
     )
@@ -196,9 +207,10 @@ def main() -> None:
     rows = []
     for cases in (expert_cases, attention_cases):
         for name, calls in cases():
+            if options.only not in name:
+                continue
             with torch.set_grad_enabled(name.endswith("backward")):
-                rounds = options.rounds * (5 if "step" in name or " 1 token" in name else 1)
-                ms = interleaved_ms(calls, rounds, CLOCKS[options.clock])
+                ms = interleaved_ms(calls, options.seconds, CLOCKS[options.clock])
             best = min(value for key, value in ms.items() if key != "ours")
             rows.append({"case": name, "ms": ms, "ours_to_best": round(ms["ours"] / best, 3)})
             print(f"{ms['ours'] / best:6.2f}  {name}  {ms}", flush=True)
@@ -208,7 +220,7 @@ def main() -> None:
             "machine": machine(),
             "clock": options.clock,
             "date": time.strftime("%Y-%m-%d"),
-            "rounds": options.rounds,
+            "seconds": options.seconds,
             "rows": rows,
         }
         RESULT.write_text(json.dumps(kept, indent=1) + "\n")
