@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from archcompass.advisor import launch
+from archcompass.advisor.units import say_bytes
 from archcompass.blocks.hf import to_config
 from archcompass.blocks.model.files import make_folder, to_yaml, write_text
 from archcompass.blocks.model.schema import schema
@@ -113,7 +114,7 @@ def _filled(spec: ModelSpec, weights: str, dtype: Literal["fp32", "bf16"] | None
     needed, free = spec.parameters().total * built.itemsize, available_bytes(torch.device("cpu"))
     if needed > free:
         raise DoesNotFitError(
-            f"the weights of {spec.name} take {needed / 1e9:,.1f} GB; this machine has {free / 1e9:,.1f} GB free: leave "
+            f"the weights of {spec.name} take {say_bytes(needed)}; this machine has {say_bytes(free)} free: leave "
             "--weights out for the configuration alone",
             needs_bytes=needed,
             has_bytes=free,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
+from archcompass.advisor.units import say_bytes
 from archcompass.blocks.model.spec import ModelSpec
 from archcompass.errors import ConversionError
 from archcompass.profiles.hardware import Hardware
@@ -119,8 +120,8 @@ def torchrun(spec: ModelSpec, plan: Plan, *, data: str, hardware: Hardware | Non
     needed = total * plan.bytes_per_parameter
     if hardware is not None and needed > hardware.memory_bytes:
         raise ConversionError(
-            f"parameters is {total:,}: weights, gradients and moments take {needed / 1e9:,.0f} GB, and training here keeps "
-            f"all of them on each card of {hardware.memory_bytes / 1e9:,.0f} GB; sharding (FSDP) is not offered"
+            f"parameters is {total:,}: weights, gradients and moments take {say_bytes(needed)}, and training here keeps "
+            f"all of them on each card of {say_bytes(hardware.memory_bytes)}; sharding (FSDP) is not offered"
         )
     if plan.batch % cards:
         raise ConversionError(
@@ -138,7 +139,7 @@ def torchrun(spec: ModelSpec, plan: Plan, *, data: str, hardware: Hardware | Non
         "--resume",
     ]
     said = [
-        f"# Each card keeps the whole model: {needed / 1e9:,.1f} GB of weights, gradients and moments, then activations.",
+        f"# Each card keeps the whole model: {say_bytes(needed)} of weights, gradients and moments, then activations.",
         "# Started again after a stop, it goes on from the last checkpoint in run/.",
     ]
     command = f"torchrun --standalone --nproc-per-node {cards} -m archcompass train model.yaml"

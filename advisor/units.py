@@ -170,7 +170,7 @@ def say_ms(milliseconds: float) -> str:
     for scale, least, unit in ((3.6e6, 3.6e6, "h"), (6e4, 1.2e5, "min"), (1e3, 1e3, "s"), (1.0, 1.0, "ms")):
         if milliseconds >= least * NEARLY:
             return f"{_three(milliseconds / scale)} {unit}"
-    return f"{_three(milliseconds * 1e3)} µs"
+    return f"{_three(milliseconds * 1e3)} µs" if milliseconds else "0 ms"
 
 
 def say_rate(value: float, unit: str = "tok/s") -> str:

@@ -88,7 +88,8 @@ def run() -> None:
         # typer keeps its usage errors to itself, and they moved between its versions: known by what they can do.
         if not hasattr(error, "format_message"):
             raise
-        fail(f"{error.format_message()} ({_place(error)} --help shows how)")
+        if told := error.format_message():  # nothing is told where help was shown instead
+            fail(f"{told} ({_place(error)} --help shows how)")
         code = 2
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from importlib import import_module
+from inspect import cleandoc
 from typing import Any, NamedTuple
 
 from archcompass.advisor.cli.app import app
@@ -65,11 +66,19 @@ def register(arguments: list[str]) -> None:
             import_module(f"archcompass.advisor.cli.{file}")
     elif called in COMMANDS:
         import_module(f"archcompass.advisor.cli.{COMMANDS[called].file}")
+        for found in app.registered_commands:
+            found.help = found.help or _flowing(found.callback.__doc__ or "")
     else:
         _ASIDE.extend(loaded)
         app.registered_commands.clear()
         for name, command in COMMANDS.items():
             app.command(name, help=command.summary)(_summary)
+
+
+def _flowing(docstring: str) -> str:
+    """A docstring as help: every paragraph is one line, which the terminal breaks where it must."""
+    paragraphs = cleandoc(docstring).split("\n\n")
+    return "\n\n".join(" ".join(text.split()) for text in paragraphs)
 
 
 def _summary() -> None:

@@ -64,11 +64,12 @@ def grid(data: dict[str, Any], families: list[str], key: str, say: Any) -> list[
 def crossing_lines(data: dict[str, Any]) -> list[str]:
     """One line a crossing: where, who overtakes whom, and why."""
     names = {key: title.lower() for key, title, _ in QUESTIONS}
+    unit = " tokens" if data["sweep"] == "context" else " sequences"
     found = [("", cross) for cross in data["crossovers"]] + [
         (" measured", cross) for cross in data["measured_crossovers"]
     ]
     return [
-        f"{said} above {units.say_tokens(round(cross['at'], -2) if cross['at'] > 1000 else round(cross['at']))}: "
+        f"{said} above {units.say_tokens(round(cross['at'], -2) if cross['at'] > 1000 else round(cross['at']))}{unit}: "
         f"{cross['cheaper']} needs less {names[cross['metric']]} than {cross['dearer']} ({cross['cause']})"
         for said, cross in found
     ] or [" No two families change places within this sweep."]

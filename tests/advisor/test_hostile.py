@@ -38,10 +38,13 @@ blocks:
   mlp: {kind: gated_mlp, intermediate_size: 128}
 """
 ESCAPES = "\x1b]0;owned\x07\x1b[31mred\x9b2J\u202egnp.exe"
+RUNS = int(os.environ.get("ARCHCOMPASS_FUZZ", "120"))
+"""Inputs that each fuzzing test tries; the same ones every time, unless more are asked for."""
+
 FUZZ = settings(
-    max_examples=120,
+    max_examples=RUNS,
     deadline=2000,
-    derandomize=True,
+    derandomize="ARCHCOMPASS_FUZZ" not in os.environ,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -403,7 +406,7 @@ WRITERS = {
     "convert to hf": ("convert", "llama-3.1-8b", "DIR/sub"),
     "export": ("export", "llama-3.1-8b", "DIR/sub"),
     "schema": ("schema", "-o", "DIR/schema.json"),
-    "recommend": ("recommend", "--gpu", "l4", "-o", "DIR/sub"),
+    "report": ("report", "report.json", "-o", "DIR/page.html"),
     "train": ("train", "MODEL", "--data", "text.txt", "--steps", "1", "--sequence", "8", "-o", "DIR/sub"),
 }
 
@@ -411,8 +414,10 @@ WRITERS = {
 @pytest.mark.parametrize("command", WRITERS.values(), ids=WRITERS)
 @pytest.mark.parametrize("obstacle", ["a file in the way", "a folder of the system"])
 def test_a_place_that_cannot_be_written_to_is_named(
-    cli: Cli, place: Path, command: tuple[str, ...], obstacle: str
+    cli: Cli, place: Path, command: tuple[str, ...], obstacle: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("archcompass.advisor.report.html.page", lambda *_: "a page")
+    (place / "report.json").write_text('{"recommendation": {}}')
     (place / "text.txt").write_text("text " * 100)
     (place / "model.yaml").write_text(MODEL.replace("128\nlayers", "256\nlayers"))
     (place / "file").write_text("x")
@@ -420,6 +425,7 @@ def test_a_place_that_cannot_be_written_to_is_named(
     words = [word.replace("DIR", folder).replace("MODEL", "model.yaml") for word in command]
     done = cli(*words)
     assert done.code == 2, done.err
+    assert folder in done.err
     assert (place / "file").read_text() == "x"
 
 
@@ -549,7 +555,7 @@ def test_any_flags_make_a_workload_or_are_refused(flags: list[tuple[str, str]]) 
         return
 
 
-@settings(FUZZ, max_examples=30)
+@settings(FUZZ, max_examples=RUNS // 4)
 @given(st.sampled_from(["profile", "export", "train", "schema", "diff"]), st.lists(words, max_size=3))
 def test_any_words_on_the_command_line_are_understood_or_refused(
     cli: Cli, place: Path, command: str, given_words: list[str]

@@ -169,7 +169,15 @@ def test_parameters_are_said_as_models_are_named(count: float, said: str) -> Non
 
 @pytest.mark.parametrize(
     ("ms", "said"),
-    [(0.05, "50 µs"), (340.0, "340 ms"), (999.9, "1 s"), (9800.0, "9.8 s"), (126e3, "2.1 min"), (9e6, "2.5 h")],
+    [
+        (0.0, "0 ms"),
+        (0.05, "50 µs"),
+        (340.0, "340 ms"),
+        (999.9, "1 s"),
+        (9800.0, "9.8 s"),
+        (126e3, "2.1 min"),
+        (9e6, "2.5 h"),
+    ],
 )
 def test_times_are_said_in_three_figures(ms: float, said: str) -> None:
     assert units.say_ms(ms) == said
