@@ -20,6 +20,11 @@ from archcompass.kernels.dispatch import interpreting
 from archcompass.kernels.tiles import SHARED_KIB, assume
 
 TARGETS = (80, 86, 89, 90, 100, 120)
+LARGEST_GRID = (
+    2**31 - 1,
+    65535,
+    65535,
+)  # CUDA C++ Programming Guide, table "Technical Specifications per Compute Capability"
 
 # The instruction that feeds the tensor cores: mma.sync up to Ada and again on consumer Blackwell, one of its own on
 # Hopper and on data centre Blackwell.
@@ -32,6 +37,7 @@ class Compiled:
 
     `key` tells variants apart; `options` are its block sizes, warps and stages. `spill_bytes` is the stack frame of a
     thread, which is spilled registers and local arrays. `shared_limit_bytes` is what the target offers to one block.
+    `grid` is that of the launch.
     """
 
     kernel: str
@@ -44,11 +50,17 @@ class Compiled:
     shared_limit_bytes: int
     tensor_core_instructions: int
     compile_seconds: float
+    grid: tuple[int, ...]
 
     @property
     def fits(self) -> bool:
-        """Whether a launch would be accepted; a kernel above the limit compiles all the same."""
+        """Whether shared memory suffices for a launch; a kernel above the limit compiles all the same."""
         return self.shared_bytes <= self.shared_limit_bytes
+
+    @property
+    def launches(self) -> bool:
+        """Whether CUDA takes the grid: 2^31 - 1 programs one way, 65535 the other two."""
+        return all(0 < n <= most for n, most in zip(self.grid, LARGEST_GRID, strict=False))
 
 
 class _AbsentGpu:
@@ -88,7 +100,7 @@ def compiling(capability: int) -> Iterator[list[Compiled]]:
         started = time.perf_counter()
         built = launch(kernel, *args, grid=grid, warmup=True, **options)
         built = built.result() if hasattr(built, "result") else built
-        done.append(_read(kernel, built, capability, options, time.perf_counter() - started))
+        done.append(_read(kernel, built, capability, options, time.perf_counter() - started, tuple(grid)))
 
     driver.set_active(_AbsentGpu(capability))
     JITFunction.run = compile_only
@@ -100,7 +112,9 @@ def compiling(capability: int) -> Iterator[list[Compiled]]:
         driver._active = before
 
 
-def _read(kernel: Any, built: Any, capability: int, options: dict[str, Any], seconds: float) -> Compiled:
+def _read(
+    kernel: Any, built: Any, capability: int, options: dict[str, Any], seconds: float, grid: tuple[int, ...]
+) -> Compiled:
     registers, stack = _registers_and_stack(built.asm["cubin"])
     shown = {name: value for name, value in options.items() if isinstance(value, (int, str))}
     return Compiled(
@@ -114,6 +128,7 @@ def _read(kernel: Any, built: Any, capability: int, options: dict[str, Any], sec
         shared_limit_bytes=SHARED_KIB[capability] * 1024,
         tensor_core_instructions=len(TENSOR_CORE_INSTRUCTION.findall(built.asm["ptx"])),
         compile_seconds=seconds,
+        grid=grid,
     )
 
 

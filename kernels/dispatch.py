@@ -60,7 +60,12 @@ def _obstacle(device_type: str) -> str | None:
         return f"tensors are on {device_type}, and Triton kernels need a GPU"
     from torch.utils._triton import has_triton
 
-    return None if has_triton() else "triton finds no GPU driver"
+    if torch.version.hip:
+        return "the kernels are compiled and checked for CUDA, not for ROCm"
+    if not has_triton():
+        return "triton finds no GPU driver"
+    major, minor = min(torch.cuda.get_device_capability(n) for n in range(torch.cuda.device_count()))
+    return None if major >= 8 else f"a GPU here has compute capability {major}.{minor}, and the kernels need 8.0"
 
 
 def interpreting() -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 from archcompass.kernels.attention.intervals import queries_of_key_blocks
 from archcompass.kernels.attention.pieces import Visibility
 from archcompass.kernels.attention.tiles import BACKWARD_KEYS, BACKWARD_QUERIES
-from archcompass.kernels.attention.triton_forward import _scaled, _stretch, dot_precision, score_factors
+from archcompass.kernels.attention.triton_forward import _program, _scaled, _stretch, dot_precision, score_factors
 from archcompass.kernels.tiles import next_power_of_two
 
 
@@ -37,15 +37,14 @@ def _attention_backward_keys_kernel(
     BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    block = tl.program_id(0)
-    kv_head = tl.program_id(1).to(tl.int64)
-    batch = tl.program_id(2).to(tl.int64)
-    start_n = block.to(tl.int64) * BLOCK_N
+    blocks = tl.cdiv(keys, BLOCK_N)
+    block, kv_head, batch = _program(blocks, HEADS // GROUP)
+    start_n = block * BLOCK_N
     ahead = tl.arange(0, BLOCK_N)
     ahead_m = tl.arange(0, BLOCK_M)
     d = tl.arange(0, BLOCK_D)
     w = tl.arange(0, BLOCK_V)
-    n = block * BLOCK_N + ahead
+    n = (start_n + ahead).to(tl.int32)
     there = n < keys
     k_mask = there[:, None] & (d < KEY_DIM)[None, :]
     v_mask = there[:, None] & (w < VALUE_DIM)[None, :]
@@ -56,8 +55,8 @@ def _attention_backward_keys_kernel(
     dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     dv = tl.zeros((BLOCK_N, BLOCK_V), tl.float32)
     line = batch % rows
-    begin = tl.load(begin_ptr + line * tl.num_programs(0) + block)
-    end = tl.load(end_ptr + line * tl.num_programs(0) + block)
+    begin = tl.load(begin_ptr + line * blocks + block)
+    end = tl.load(end_ptr + line * blocks + block)
     for member in range(GROUP):
         head = kv_head * GROUP + member
         for start in range(begin, end, BLOCK_M):
@@ -97,9 +96,8 @@ def _attention_backward_queries_kernel(
     BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    start_m = tl.program_id(0).to(tl.int64) * BLOCK_M
-    head = tl.program_id(1).to(tl.int64)
-    batch = tl.program_id(2).to(tl.int64)
+    tile, head, batch = _program(tl.cdiv(new, BLOCK_M), HEADS)
+    start_m = tile * BLOCK_M
     m = tl.arange(0, BLOCK_M)
     ahead = tl.arange(0, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
@@ -168,12 +166,12 @@ def backward(
     }  # fmt: skip
     tile = BACKWARD_KEYS.pick(q.device, row_bytes=row_bytes, element=q.element_size())
     begin, end = queries_of_key_blocks(first, last, keys, tile.blocks["BLOCK_N"])
-    _attention_backward_keys_kernel[(begin.shape[1], kv_heads, batch)](
+    _attention_backward_keys_kernel[(begin.shape[1] * kv_heads * batch,)](
         q, k, v, grad, lse, delta, first, last, begin, end, dk, dv, *strides, *scalars,
         **sizes, **tile.launch(), enable_fp_fusion=True,
     )  # fmt: skip
     tile = BACKWARD_QUERIES.pick(q.device, row_bytes=row_bytes, element=q.element_size())
-    _attention_backward_queries_kernel[(triton.cdiv(new, tile.blocks["BLOCK_M"]), heads, batch)](
+    _attention_backward_queries_kernel[(triton.cdiv(new, tile.blocks["BLOCK_M"]) * heads * batch,)](
         q, k, v, grad, lse, delta, first, last, dq, *strides, *scalars,
         **sizes, **tile.launch(), enable_fp_fusion=True,
     )  # fmt: skip

@@ -41,17 +41,19 @@ def _attention_split_kernel(
     BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_R: tl.constexpr, PRECISION: tl.constexpr,
     SPARSE_BLOCK: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """One split of one key-value head: all queries (dense), or the one query `program_id(1) // kv_heads` (sparse)."""
-    part = tl.program_id(0).to(tl.int64)
-    splits = tl.num_programs(0)
-    kv_head = tl.program_id(1).to(tl.int64) % (HEADS // GROUP)
-    batch = tl.program_id(2).to(tl.int64)
+    """One split of one key-value head: all queries (dense), or one (sparse)."""
+    part = tl.program_id(1).to(tl.int64)
+    splits = tl.num_programs(1)
+    kv_head = tl.program_id(0).to(tl.int64) % (HEADS // GROUP)
+    batch = tl.program_id(0).to(tl.int64) // (HEADS // GROUP)
     row = tl.arange(0, BLOCK_R)
     query = row // GROUP
     valid = query < new
     if SPARSE_BLOCK:
         valid = query < 1
-        query += tl.program_id(1) // (HEADS // GROUP)
+        query += batch % new
+        chosen = blocks_ptr + (batch * (HEADS // GROUP) + kv_head) * slots
+        batch = batch // new
     head = kv_head * GROUP + row % GROUP
     d = tl.arange(0, BLOCK_D)
     w = tl.arange(0, BLOCK_V)
@@ -66,9 +68,6 @@ def _attention_split_kernel(
     top = tl.full((BLOCK_R,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_R,), tl.float32)
     if SPARSE_BLOCK:
-        chosen = (
-            blocks_ptr + ((batch * new + tl.program_id(1) // (HEADS // GROUP)) * (HEADS // GROUP) + kv_head) * slots
-        )
         per_split = (slots + splits - 1) // splits
         for slot in range(part * per_split, tl.minimum(slots, (part + 1) * per_split)):
             block = tl.load(chosen + slot)
@@ -155,7 +154,7 @@ def split(
         tile = SPLIT.pick(q.device, row_bytes=max(block_d, block_v) * q.element_size(), rows=block_r)
         step = tile.blocks["BLOCK_N"] if blocks is None else min(tile.blocks["BLOCK_N"], next_power_of_two(block_size))
         inner, outer = score_factors(see)
-        _attention_split_kernel[(splits, kv_heads * tiles_of_queries, batch)](
+        _attention_split_kernel[(kv_heads * tiles_of_queries * batch, splits)](
             q, k, v, first, last, blocks, part, part_lse, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
             new, keys, first.shape[0], keys_per_split(keys, splits, step), slots, inner, outer,
             HEADS=heads, GROUP=group, CAPPED=see.soft_cap is not None, KEY_DIM=key_dim, VALUE_DIM=value_dim,
@@ -169,6 +168,7 @@ def merge(part: Tensor, part_lse: Tensor, sinks: Tensor | None, like: Tensor) ->
     """Splits [batch, new, heads, splits, Dv] and their log-sum-exp (base 2) as one: output in `like`'s type, and its
     natural log-sum-exp [batch, heads, new]."""
     batch, new, heads, splits, value_dim = part.shape
+    sinks = None if sinks is None else sinks.contiguous()
     out = like.new_empty(batch, new, heads, value_dim)
     lse = like.new_empty(batch, heads, new, dtype=torch.float32)
     if batch * new * heads:

@@ -31,6 +31,14 @@ def dot_precision(dtype: torch.dtype) -> str:
 
 
 @triton.jit
+def _program(tiles, HEADS: tl.constexpr):
+    """Tile, head and batch of a program. One long dimension, for CUDA's other two end at 65535 and a batch need not."""
+    program = tl.program_id(0)
+    head = program // tiles
+    return (program % tiles).to(tl.int64), (head % HEADS).to(tl.int64), (head // HEADS).to(tl.int64)
+
+
+@triton.jit
 def _scaled(scores, inner, outer, CAPPED: tl.constexpr):
     """Scores in log2, and tanh of the capped ones for the backward pass."""
     scores = scores * inner
@@ -110,9 +118,8 @@ def _attention_forward_kernel(
     BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    start_m = tl.program_id(0).to(tl.int64) * BLOCK_M
-    head = tl.program_id(1).to(tl.int64)
-    batch = tl.program_id(2).to(tl.int64)
+    tile, head, batch = _program(tl.cdiv(new, BLOCK_M), HEADS)
+    start_m = tile * BLOCK_M
     m = tl.arange(0, BLOCK_M)
     d = tl.arange(0, BLOCK_D)
     w = tl.arange(0, BLOCK_V)
@@ -169,6 +176,7 @@ def forward(
         output [batch, new, heads, Dv] and log-sum-exp [batch, heads, new], float32.
     """
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    sinks = None if sinks is None else sinks.contiguous()
     batch, new, heads, key_dim = q.shape
     value_dim = v.shape[-1]
     out = q.new_empty(batch, new, heads, value_dim)
@@ -178,7 +186,7 @@ def forward(
     block_d, block_v = next_power_of_two(key_dim), next_power_of_two(value_dim)
     tile = FORWARD.pick(q.device, row_bytes=max(block_d, block_v) * q.element_size(), element=q.element_size())
     inner, outer = score_factors(see)
-    _attention_forward_kernel[(triton.cdiv(new, tile.blocks["BLOCK_M"]), heads, batch)](
+    _attention_forward_kernel[(triton.cdiv(new, tile.blocks["BLOCK_M"]) * heads * batch,)](
         q, k, v, first, last, sinks, out, lse, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
         new, k.shape[1], first.shape[0], inner, outer,
         HEADS=heads, GROUP=heads // k.shape[2], CAPPED=see.soft_cap is not None, KEY_DIM=key_dim, VALUE_DIM=value_dim,

@@ -14,7 +14,7 @@ from torch import Tensor
 from archcompass.kernels.attention.intervals import queries_of_key_blocks
 from archcompass.kernels.attention.tiles import LATENT, LATENT_BACKWARD
 from archcompass.kernels.attention.triton_decode import keys_per_split, merge, parts, split_count
-from archcompass.kernels.attention.triton_forward import LARGE, LOG2_E, dot_precision
+from archcompass.kernels.attention.triton_forward import LARGE, LOG2_E, _program, dot_precision
 from archcompass.kernels.tiles import Tile, next_power_of_two
 
 
@@ -52,10 +52,10 @@ def _latent_split_kernel(
     BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One split, BLOCK_R (query, head) rows: scores from the latent's RANK and ROPE_DIM columns, values its RANK."""
-    part = tl.program_id(0).to(tl.int64)
-    splits = tl.num_programs(0)
-    batch = tl.program_id(2).to(tl.int64)
-    row = tl.program_id(1).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    part = tl.program_id(1).to(tl.int64)
+    splits = tl.num_programs(1)
+    tile, _, batch = _program(tl.cdiv(new * HEADS, BLOCK_R), 1)
+    row = tile * BLOCK_R + tl.arange(0, BLOCK_R)
     query = row // HEADS
     valid = query < new
     w = tl.arange(0, BLOCK_V)
@@ -103,8 +103,8 @@ def _latent_backward_queries_kernel(
     BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_R (query, head) rows walk the keys they see."""
-    batch = tl.program_id(1).to(tl.int64)
-    row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    tile, _, batch = _program(tl.cdiv(new * HEADS, BLOCK_R), 1)
+    row = tile * BLOCK_R + tl.arange(0, BLOCK_R)
     query = row // HEADS
     valid = query < new
     w = tl.arange(0, BLOCK_V)
@@ -150,18 +150,18 @@ def _latent_backward_keys_kernel(
     BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_N latents walk the (query, head) rows that see them."""
-    block = tl.program_id(0)
-    batch = tl.program_id(1).to(tl.int64)
+    blocks = tl.cdiv(keys, BLOCK_N)
+    block, _, batch = _program(blocks, 1)
     w = tl.arange(0, BLOCK_V)
-    n = block.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    n = block * BLOCK_N + tl.arange(0, BLOCK_N)
     latent, rope = _load_halves(
         latent_ptr + batch * latent_batch + n * latent_time, n < keys, RANK, ROPE_DIM, BLOCK_V, BLOCK_P
     )
     total = tl.zeros((BLOCK_N, BLOCK_V), tl.float32)
     total_rope = tl.zeros((BLOCK_N, BLOCK_P), tl.float32)
     line = batch % rows
-    begin = tl.load(begin_ptr + line * tl.num_programs(0) + block)
-    end = tl.load(end_ptr + line * tl.num_programs(0) + block)
+    begin = tl.load(begin_ptr + line * blocks + block)
+    end = tl.load(end_ptr + line * blocks + block)
     for start in range(begin * HEADS, end * HEADS, BLOCK_R):
         row = tl.cast(start, tl.int64) + tl.arange(0, BLOCK_R)
         query = row // HEADS
@@ -204,7 +204,7 @@ def forward(q: Tensor, latent: Tensor, rank: int, first: Tensor, last: Tensor, s
     splits = split_count(keys, batch * tiles_of_rows)
     part, part_lse = parts(q, splits, rank)
     if part.numel():
-        _latent_split_kernel[(splits, tiles_of_rows, batch)](
+        _latent_split_kernel[(tiles_of_rows * batch, splits)](
             q, latent, first, last, part, part_lse, *q.stride()[:3], *latent.stride()[:2],
             new, keys, first.shape[0], keys_per_split(keys, splits, tile.blocks["BLOCK_N"]), scale * LOG2_E,
             **_sizes(q, rank, tile), enable_fp_fusion=True,
@@ -234,11 +234,11 @@ def backward(
     scalars = (new, keys, first.shape[0], scale * LOG2_E, scale)
     sizes = _sizes(q, rank, tile)
     begin, end = queries_of_key_blocks(first, last, keys, tile.blocks["BLOCK_N"])
-    _latent_backward_keys_kernel[(begin.shape[1], batch)](
+    _latent_backward_keys_kernel[(begin.shape[1] * batch,)](
         q, latent, grad, lse, delta, first, last, begin, end, dlatent, *strides, *scalars, **sizes,
         enable_fp_fusion=True,
     )  # fmt: skip
-    _latent_backward_queries_kernel[(triton.cdiv(new * heads, tile.blocks["BLOCK_R"]), batch)](
+    _latent_backward_queries_kernel[(triton.cdiv(new * heads, tile.blocks["BLOCK_R"]) * batch,)](
         q, latent, grad, lse, delta, first, last, dq, *strides, *scalars, **sizes, enable_fp_fusion=True
     )
     return dq, dlatent

@@ -11,6 +11,7 @@ from archcompass.kernels.attention.cost import visible_pairs
 from archcompass.kernels.attention.intervals import intervals
 from archcompass.kernels.attention.operator import attention_operator, nothing_seen
 from archcompass.kernels.attention.pieces import Visibility, sinks_gradient
+from archcompass.kernels.guard import on_its_device
 
 
 def attention_triton(
@@ -22,6 +23,7 @@ def attention_triton(
     return out, lse.transpose(1, 2)
 
 
+@on_its_device
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, padding: Tensor | None, cu_seqlens: Tensor | None,
     see: Visibility,
@@ -31,6 +33,7 @@ def _forward(
     return launch(q, k, v, sinks, *ends, see)
 
 
+@on_its_device
 def _backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
     sinks: Tensor | None, padding: Tensor | None, cu_seqlens: Tensor | None, see: Visibility,
@@ -51,6 +54,7 @@ def latent_triton(q: Tensor, latents: Tensor, padding: Tensor | None, rank: int,
 
 
 @torch.library.custom_op("archcompass::latent_attention_triton", mutates_args=())
+@on_its_device
 def _latent(q: Tensor, latents: Tensor, padding: Tensor | None, rank: int, scale: float) -> tuple[Tensor, Tensor]:
     return triton_latent.forward(q, latents, rank, *_causal_ends(q, latents, padding), scale)
 
@@ -62,6 +66,7 @@ def _(q: Tensor, latents: Tensor, padding: Tensor | None, rank: int, scale: floa
 
 
 @torch.library.custom_op("archcompass::latent_attention_triton_backward", mutates_args=())
+@on_its_device
 def _latent_backward(
     grad: Tensor, q: Tensor, latents: Tensor, out: Tensor, lse: Tensor, padding: Tensor | None, rank: int, scale: float
 ) -> tuple[Tensor, Tensor]:
@@ -108,6 +113,7 @@ def sparse_triton(
 
 
 @torch.library.custom_op("archcompass::sparse_attention_triton", mutates_args=())
+@on_its_device
 def _sparse(q: Tensor, k: Tensor, v: Tensor, blocks: Tensor, block_size: int, scale: float) -> tuple[Tensor, Tensor]:
     see = Visibility(True, None, None, 0, scale, None)
     return triton_decode.split(q, k, v, None, *_causal_ends(q, k, None), see, blocks, block_size)
@@ -117,6 +123,7 @@ _sparse.register_fake(nothing_seen)
 
 
 @torch.library.custom_op("archcompass::sparse_attention_triton_backward", mutates_args=())
+@on_its_device
 def _sparse_backward(
     grad: Tensor, grad_lse: Tensor, q: Tensor, k: Tensor, v: Tensor, blocks: Tensor, out: Tensor, lse: Tensor,
     block_size: int, scale: float,

@@ -13,7 +13,7 @@ from torch import Tensor
 from archcompass.kernels.attention.pieces import Visibility
 from archcompass.kernels.attention.tiles import SPARSE_BACKWARD
 from archcompass.kernels.attention.triton_backward import _weights_and_slope
-from archcompass.kernels.attention.triton_forward import dot_precision, score_factors
+from archcompass.kernels.attention.triton_forward import _program, dot_precision, score_factors
 from archcompass.kernels.cost import ceil_div
 from archcompass.kernels.tiles import next_power_of_two
 
@@ -42,9 +42,7 @@ def _sparse_backward_queries_kernel(
     BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One query of one key-value head: BLOCK_R rows, of which its group are real."""
-    query = tl.program_id(0).to(tl.int64)
-    kv_head = tl.program_id(1).to(tl.int64)
-    batch = tl.program_id(2).to(tl.int64)
+    query, kv_head, batch = _program(new, HEADS // GROUP)
     member = tl.arange(0, BLOCK_R)
     valid = member < GROUP
     head = kv_head * GROUP + member
@@ -86,17 +84,17 @@ def _sparse_backward_keys_kernel(
 ):  # fmt: skip
     """BLOCK_N keys of one block walk BLOCK_R (query, head) rows at a time of those that chose it."""
     tiles: tl.constexpr = (SPARSE_BLOCK + BLOCK_N - 1) // BLOCK_N
-    block = tl.program_id(0) // tiles
-    kv_head = tl.program_id(1).to(tl.int64)
-    batch = tl.program_id(2).to(tl.int64)
-    end = tl.minimum((block.to(tl.int64) + 1) * SPARSE_BLOCK, keys)
-    n = block.to(tl.int64) * SPARSE_BLOCK + tl.program_id(0) % tiles * BLOCK_N + tl.arange(0, BLOCK_N)
+    blocks = tl.cdiv(keys, SPARSE_BLOCK)
+    tile, kv_head, batch = _program(blocks * tiles, HEADS // GROUP)
+    block = tile // tiles
+    end = tl.minimum((block + 1) * SPARSE_BLOCK, keys)
+    n = block * SPARSE_BLOCK + tile % tiles * BLOCK_N + tl.arange(0, BLOCK_N)
     k = _load_rows(k_ptr + batch * k_batch + kv_head * k_head + n * k_time, n < end, KEY_DIM, BLOCK_D)
     v = _load_rows(v_ptr + batch * v_batch + kv_head * v_head + n * v_time, n < end, VALUE_DIM, BLOCK_V)
     dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     dv = tl.zeros((BLOCK_N, BLOCK_V), tl.float32)
     line = batch * (HEADS // GROUP) + kv_head
-    bounds = offsets_ptr + line * (tl.num_programs(0) // tiles + 1) + block
+    bounds = offsets_ptr + line * (blocks + 1) + block
     last = tl.load(bounds + 1) * GROUP
     for start in range(tl.load(bounds) * GROUP, last, BLOCK_R):
         row = start + tl.arange(0, BLOCK_R)
@@ -152,13 +150,13 @@ def backward(
         "BLOCK_V": block_v, "SPARSE_BLOCK": block_size, "PRECISION": dot_precision(q.dtype),
         **tile.launch(), "BLOCK_N": step,
     }  # fmt: skip
-    _sparse_backward_queries_kernel[(new, kv_heads, batch)](
+    _sparse_backward_queries_kernel[(new * kv_heads * batch,)](
         q, k, v, grad, lse, delta, blocks, dq, *strides, *scalars,
         **{**sizes, "BLOCK_R": next_power_of_two(heads // kv_heads)}, enable_fp_fusion=True,
     )  # fmt: skip
     count = ceil_div(keys, block_size)
     queries, offsets = queries_of_blocks(blocks, count)
-    _sparse_backward_keys_kernel[(count * ceil_div(block_size, step), kv_heads, batch)](
+    _sparse_backward_keys_kernel[(count * ceil_div(block_size, step) * kv_heads * batch,)](
         q, k, v, grad, lse, delta, queries, offsets, dk, dv, *strides, *scalars, **sizes, enable_fp_fusion=True
     )
     return dq, dk, dv

@@ -16,18 +16,22 @@ from torch import Tensor
 
 from archcompass.kernels.conv.op import conv_flops
 from archcompass.kernels.conv.tiles import BACKWARD, FORWARD, TILES_PER_PROGRAM
+from archcompass.kernels.guard import on_its_device
 
 
 @triton.jit
-def _sequence(index, cu_ptr, time):
-    """First row and length of a sequence."""
+def _piece(cu_ptr, place_ptr, time, pieces):
+    """Sequence of a program and number of its piece in it; first row and length of the sequence."""
+    program = tl.program_id(0)
     if cu_ptr is None:
-        start = index.to(tl.int64) * time
+        sequence, number = program // pieces, program % pieces
+        start = sequence.to(tl.int64) * time
         length = time
     else:
-        start = tl.load(cu_ptr + index).to(tl.int64)
-        length = (tl.load(cu_ptr + index + 1) - start).to(tl.int32)
-    return start, length
+        sequence, number = tl.load(place_ptr + 2 * program), tl.load(place_ptr + 2 * program + 1)
+        start = tl.load(cu_ptr + sequence).to(tl.int64)
+        length = (tl.load(cu_ptr + sequence + 1) - start).to(tl.int32)
+    return sequence, number, start, length
 
 
 @triton.jit
@@ -52,15 +56,14 @@ def _tap(weight_ptr, c, channels, i, WIDTH: tl.constexpr):
     return tl.load(weight_ptr + c * WIDTH + i, mask=c < channels, other=0.0).to(tl.float32)
 
 
-@triton.jit(do_not_specialize=["time"])
+@triton.jit(do_not_specialize=["time", "pieces"])
 def _conv_forward_kernel(
-    x_ptr, before_ptr, weight_ptr, bias_ptr, dy_ptr, out_ptr, cu_ptr, time, channels,
+    x_ptr, before_ptr, weight_ptr, bias_ptr, dy_ptr, out_ptr, cu_ptr, place_ptr, time, pieces, channels,
     WIDTH: tl.constexpr, SILU: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """The output; given its gradient, instead that of the sum before the activation."""
-    sequence = tl.program_id(2)
-    start, length = _sequence(sequence, cu_ptr, time)
-    t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    sequence, number, start, length = _piece(cu_ptr, place_ptr, time, pieces)
+    t = number * BLOCK_T + tl.arange(0, BLOCK_T)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     y = tl.zeros((BLOCK_T, BLOCK_C), tl.float32)
     if bias_ptr is not None:
@@ -78,22 +81,21 @@ def _conv_forward_kernel(
     tl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["time", "tiles"])
+@triton.jit(do_not_specialize=["time", "pieces", "tiles"])
 def _conv_backward_kernel(
-    slope_ptr, x_ptr, before_ptr, weight_ptr, dx_ptr, dbefore_ptr, dweight_ptr, dbias_ptr, cu_ptr,
-    time, channels, tiles,
+    slope_ptr, x_ptr, before_ptr, weight_ptr, dx_ptr, dbefore_ptr, dweight_ptr, dbias_ptr, cu_ptr, place_ptr,
+    time, pieces, channels, tiles,
     WIDTH: tl.constexpr, TAPS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Gradients at tokens t, of the state too where t is below 0; partial sums for weight and bias."""
-    sequence = tl.program_id(2)
-    start, length = _sequence(sequence, cu_ptr, time)
+    sequence, number, start, length = _piece(cu_ptr, place_ptr, time, pieces)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     known = (c < channels)[None, :]
     tap = tl.arange(0, TAPS)
     dweight = tl.zeros((TAPS, BLOCK_C), tl.float32)
     dbias = tl.zeros((BLOCK_C,), tl.float32)
     for tile in range(tiles):
-        t = (tl.program_id(0) * tiles + tile) * BLOCK_T - (WIDTH - 1) + tl.arange(0, BLOCK_T)
+        t = (number * tiles + tile) * BLOCK_T - (WIDTH - 1) + tl.arange(0, BLOCK_T)
         dx = tl.zeros((BLOCK_T, BLOCK_C), tl.float32)
         x = _seen(x_ptr, before_ptr, sequence, start, length, t, c, channels, WIDTH)
         for i in tl.static_range(WIDTH):
@@ -111,23 +113,40 @@ def _conv_backward_kernel(
         tl.store(dx_ptr + (start + t)[:, None] * channels + c[None, :], dx.to(dx_ptr.dtype.element_ty), mask=now)
         at = (sequence.to(tl.int64) * (WIDTH - 1) + WIDTH - 1 + t)[:, None] * channels + c[None, :]
         tl.store(dbefore_ptr + at, dx.to(dbefore_ptr.dtype.element_ty), mask=known & (t < 0)[:, None])
-    program = sequence.to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
+    program = tl.program_id(0).to(tl.int64)
     at = (program * WIDTH + tap[:, None]) * channels + c[None, :]
     tl.store(dweight_ptr + at, dweight, mask=(tap < WIDTH)[:, None] & known)
     tl.store(dbias_ptr + program * channels + c, dbias, mask=c < channels)
 
 
-class _Grid(NamedTuple):
-    """Tokens of the longest sequence there may be, sequences, and channels."""
+class _Pieces(NamedTuple):
+    """How the sequences are cut, a program for each piece.
 
-    time: int
-    sequences: int
-    channels: int
+    programs: pieces of all sequences together; of packed ones, at least as many as there are.
+    each: pieces of every sequence of a batch.
+    cu_seqlens, place: of packed sequences, int32: their boundaries, and for each piece its sequence and number.
+    """
+
+    programs: int
+    each: int
+    cu_seqlens: Tensor | None
+    place: Tensor | None
 
 
-def _grid(x: Tensor, cu_seqlens: Tensor | None) -> _Grid:
-    batch, time, channels = x.shape
-    return _Grid(time, batch if cu_seqlens is None else cu_seqlens.numel() - 1, channels)
+def _cut(x: Tensor, cu_seqlens: Tensor | None, size: int, more: int = 0) -> _Pieces:
+    """Cuts sequences that are `more` tokens longer than they are into pieces of `size`. Reads no value on the host."""
+    batch, time, _ = x.shape
+    if cu_seqlens is None:
+        each = triton.cdiv(time + more, size)
+        return _Pieces(batch * each, each, None, None)
+    cu_seqlens = cu_seqlens.to(x.device, torch.int32).contiguous()
+    sequences = cu_seqlens.numel() - 1
+    programs = time // size + sequences * (1 + triton.cdiv(more, size))
+    ends = ((cu_seqlens.diff() + (more + size - 1)) // size).cumsum(0)
+    piece = torch.arange(programs, device=x.device)
+    sequence = torch.searchsorted(ends, piece, right=True).clamp(max=sequences - 1)
+    first = torch.cat([ends.new_zeros(1), ends[:-1]])[sequence]
+    return _Pieces(programs, 0, cu_seqlens, torch.stack([sequence, piece - first], dim=1).to(torch.int32))
 
 
 def forward(
@@ -140,12 +159,12 @@ def forward(
         outputs like x; given their gradient `dy` (with SiLU only), that of the sum before the activation, float32.
     """
     out = torch.empty_like(x, dtype=x.dtype if dy is None else torch.float32)
-    time, sequences, channels = _grid(x, cu_seqlens)
+    _, time, channels = x.shape
     tile = FORWARD.pick(x.device)
-    if x.numel() and sequences:
-        grid = (triton.cdiv(time, tile.blocks["BLOCK_T"]), triton.cdiv(channels, tile.blocks["BLOCK_C"]), sequences)
-        _conv_forward_kernel[grid](
-            x, before, weight, bias, dy, out, cu_seqlens, time, channels,
+    if x.numel() and before.shape[0]:
+        cut = _cut(x, cu_seqlens, tile.blocks["BLOCK_T"])
+        _conv_forward_kernel[(cut.programs, triton.cdiv(channels, tile.blocks["BLOCK_C"]))](
+            x, before, weight, bias, dy, out, cut.cu_seqlens, cut.place, time, cut.each, channels,
             WIDTH=weight.shape[1], SILU=silu, **tile.launch(), enable_fp_fusion=True,
         )  # fmt: skip
     return out
@@ -156,29 +175,31 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Launches the backward kernels on contiguous tensors; returns gradients of x, `before`, weight and bias."""
     width = weight.shape[1]
-    time, sequences, channels = _grid(x, cu_seqlens)
-    if not x.numel() or not sequences:
+    _, time, channels = x.shape
+    if not x.numel() or not before.shape[0]:
         return torch.zeros_like(x), torch.zeros_like(before), torch.zeros_like(weight), weight.new_zeros(channels)
     slope = forward(x, before, weight, bias, cu_seqlens, True, dy) if silu else dy
     tile = BACKWARD.pick(x.device)
-    needed = triton.cdiv(time + width - 1, tile.blocks["BLOCK_T"])
-    tiles = min(needed, TILES_PER_PROGRAM)
-    programs = triton.cdiv(needed, tiles)
+    tiles = min(triton.cdiv(time + width - 1, tile.blocks["BLOCK_T"]), TILES_PER_PROGRAM)
+    cut = _cut(x, cu_seqlens, tiles * tile.blocks["BLOCK_T"], width - 1)
     dx, dbefore = torch.empty_like(x), torch.empty_like(before)
-    dweight = x.new_empty((sequences * programs, width, channels), dtype=torch.float32)
-    dbias = x.new_empty((sequences * programs, channels), dtype=torch.float32)
-    _conv_backward_kernel[(programs, triton.cdiv(channels, tile.blocks["BLOCK_C"]), sequences)](
-        slope, x, before, weight, dx, dbefore, dweight, dbias, cu_seqlens, time, channels, tiles,
+    dweight = x.new_empty((cut.programs, width, channels), dtype=torch.float32)
+    dbias = x.new_empty((cut.programs, channels), dtype=torch.float32)
+    _conv_backward_kernel[(cut.programs, triton.cdiv(channels, tile.blocks["BLOCK_C"]))](
+        slope, x, before, weight, dx, dbefore, dweight, dbias, cut.cu_seqlens, cut.place,
+        time, cut.each, channels, tiles,
         WIDTH=width, TAPS=triton.next_power_of_2(width), **tile.launch(), enable_fp_fusion=True,
     )  # fmt: skip
     return dx, dbefore, dweight.sum(0).t().to(weight.dtype), dbias.sum(0).to(weight.dtype)
 
 
 @torch.library.custom_op("archcompass::causal_conv_triton", mutates_args=())
+@on_its_device
 def causal_conv_triton_op(
     x: Tensor, before: Tensor, weight: Tensor, bias: Tensor | None, cu_seqlens: Tensor | None, silu: bool
 ) -> Tensor:
     """`forward` as an operator of torch."""
+    bias = None if bias is None else bias.contiguous()
     return forward(x.contiguous(), before.contiguous(), weight.contiguous(), bias, cu_seqlens, silu)
 
 
@@ -188,10 +209,12 @@ def _(x, before, weight, bias, cu_seqlens, silu):
 
 
 @torch.library.custom_op("archcompass::causal_conv_triton_backward", mutates_args=())
+@on_its_device
 def causal_conv_triton_backward_op(
     dy: Tensor, x: Tensor, before: Tensor, weight: Tensor, bias: Tensor | None, cu_seqlens: Tensor | None, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`backward` as an operator of torch."""
+    bias = None if bias is None else bias.contiguous()
     dx, dbefore, dweight, dbias = backward(
         dy.contiguous(), x.contiguous(), before.contiguous(), weight.contiguous(), bias, cu_seqlens, silu
     )

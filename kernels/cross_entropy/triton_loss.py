@@ -110,6 +110,7 @@ def forward(
         losses (0 where ignored) and log-sum-exp, [tokens], float32.
     """
     hidden, weight = (x if x.stride(-1) == 1 else x.contiguous() for x in (hidden, weight))
+    targets = targets.contiguous()
     tokens, vocab = hidden.shape[0], weight.shape[0]
     tile = _tile(hidden, soft_cap)
     blocks, rows = ceil_div(vocab, tile.blocks["BLOCK_V"]), ceil_div(tokens, tile.blocks["BLOCK_T"])
@@ -137,7 +138,8 @@ def backward(
         log_sum: [tokens], as `forward` gave it.
     """
     hidden, weight = (x if x.stride(-1) == 1 else x.contiguous() for x in (hidden, weight))
-    share = grad.float().masked_fill(targets == ignore_index, 0.0)
+    targets = targets.contiguous()
+    share = grad.float().masked_fill(targets == ignore_index, 0.0).contiguous()
     d_hidden = torch.zeros_like(hidden, dtype=torch.float32, memory_format=torch.contiguous_format)
     d_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
     for first in range(0, weight.shape[0], columns):

@@ -8,6 +8,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from archcompass.kernels.cross_entropy import triton_loss
 from archcompass.kernels.cross_entropy.cost import linear_cross_entropy_cost
+from archcompass.kernels.guard import on_its_device
 
 COLUMNS = 128  # chunks of the vocabulary are whole tiles
 
@@ -29,6 +30,7 @@ def losses_triton(
 
 
 @torch.library.custom_op("archcompass::linear_cross_entropy_triton", mutates_args=())
+@on_its_device
 def _losses(
     hidden: Tensor,
     weight: Tensor,
@@ -48,6 +50,7 @@ def _(hidden: Tensor, weight: Tensor, targets: Tensor, *_rest: Any) -> tuple[Ten
 
 
 @torch.library.custom_op("archcompass::linear_cross_entropy_triton_backward", mutates_args=())
+@on_its_device
 def _backward(
     grad: Tensor,
     hidden: Tensor,

@@ -21,6 +21,7 @@ from archcompass.kernels.delta_rule.triton_gradients import Scores
 from archcompass.kernels.delta_rule.triton_passes import invert, state_pass, state_pass_backward
 from archcompass.kernels.delta_rule.triton_prepare import Chunks
 from archcompass.kernels.delta_rule.triton_step import delta_rule_step_op, dplr_step_op
+from archcompass.kernels.guard import on_its_device
 
 Spans = list[tuple[int, int]]
 
@@ -85,6 +86,7 @@ def _wants_gradients(tensors: list[Tensor | None]) -> bool:
 
 
 @torch.library.custom_op("archcompass::delta_rule_triton", mutates_args=())
+@on_its_device
 def delta_rule_op(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor,
     first: Tensor, length: Tensor, bounds: Tensor, scale: float, chunk: int,
@@ -112,6 +114,7 @@ def _(q, k, v, beta, log_decay, state, first, length, bounds, scale, chunk):
 
 
 @torch.library.custom_op("archcompass::delta_rule_triton_backward", mutates_args=())
+@on_its_device
 def delta_rule_backward_op(
     dout: Tensor, dlast: Tensor, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor,
     first: Tensor, length: Tensor, bounds: Tensor, inverse: Tensor, mix: Tensor, scale: float, chunk: int,
@@ -159,6 +162,7 @@ delta_rule_op.register_autograd(_differentiate, setup_context=_keep)
 
 
 @torch.library.custom_op("archcompass::dplr_triton", mutates_args=())
+@on_its_device
 def dplr_op(
     q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, log_decay: Tensor, state: Tensor,
     first: Tensor, length: Tensor, bounds: Tensor, scale: float, chunk: int,
@@ -185,6 +189,7 @@ def _(q, k, v, a, b, log_decay, state, first, length, bounds, scale, chunk):
 
 
 @torch.library.custom_op("archcompass::dplr_triton_backward", mutates_args=())
+@on_its_device
 def dplr_backward_op(
     dout: Tensor, dlast: Tensor, q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, log_decay: Tensor, state: Tensor,
     first: Tensor, length: Tensor, bounds: Tensor, inverse: Tensor, q_b: Tensor, a_k: Tensor, q_k: Tensor,

@@ -72,8 +72,8 @@ def _state_kernel(
     C: tl.constexpr, K: tl.constexpr, V: tl.constexpr, VECTOR: tl.constexpr, TAIL: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    head, sequence = tl.program_id(1), tl.program_id(2)
-    k, v, i = tl.arange(0, BLOCK_K), tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V), tl.arange(0, C)
+    sequence, head = tl.program_id(0), tl.program_id(1)
+    k, v, i = tl.arange(0, BLOCK_K), tl.program_id(2) * BLOCK_V + tl.arange(0, BLOCK_V), tl.arange(0, C)
     in_kv = (k < K)[:, None] & (v < V)[None, :]
     in_iv = (i < C)[:, None] & (v < V)[None, :]
     in_ik = (i < C)[:, None] & (k < K)[None, :]
@@ -110,8 +110,8 @@ def _state_backward_kernel(
     BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """`after` is the gradient of the state after each chunk; du that of U, which is that of Z."""
-    head, sequence = tl.program_id(1), tl.program_id(2)
-    k, v, i = tl.arange(0, BLOCK_K), tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V), tl.arange(0, C)
+    sequence, head = tl.program_id(0), tl.program_id(1)
+    k, v, i = tl.arange(0, BLOCK_K), tl.program_id(2) * BLOCK_V + tl.arange(0, BLOCK_V), tl.arange(0, C)
     in_kv = (k < K)[:, None] & (v < V)[None, :]
     in_iv = (i < C)[:, None] & (v < V)[None, :]
     in_ik = (i < C)[:, None] & (k < K)[None, :]
@@ -182,7 +182,7 @@ def state_pass(
     written, last = torch.empty_like(u), torch.empty_like(first)
     tile = STATE.pick(w.device, key_dim=key_dim, element_bytes=w.element_size())
     if last.numel():
-        _state_kernel[(triton.cdiv(value_dim, tile.blocks["BLOCK_V"]), heads, first.shape[0])](
+        _state_kernel[(first.shape[0], heads, triton.cdiv(value_dim, tile.blocks["BLOCK_V"]))](
             w, u, tail, decay, values, first, bounds, states, written, last, heads,
             C=size, K=key_dim, V=value_dim, VECTOR=_is_vector(decay, key_dim), TAIL=tail.shape[2],
             BLOCK_K=next_power_of_two(key_dim), PRECISION=precision(w.dtype), **tile.launch(), enable_fp_fusion=True,
@@ -207,7 +207,7 @@ def state_pass_backward(
     dfirst = torch.empty_like(dlast)
     tile = STATE_BACKWARD.pick(w.device, key_dim=key_dim, element_bytes=w.element_size())
     if dlast.numel():
-        _state_backward_kernel[(triton.cdiv(value_dim, tile.blocks["BLOCK_V"]), heads, dlast.shape[0])](
+        _state_backward_kernel[(dlast.shape[0], heads, triton.cdiv(value_dim, tile.blocks["BLOCK_V"]))](
             w, tail, decay, dwritten, dstates, dlast, bounds, after, du, dvalues if with_values else None, dfirst, heads,
             C=size, K=key_dim, V=value_dim, VECTOR=_is_vector(decay, key_dim), TAIL=tail.shape[2],
             BLOCK_K=next_power_of_two(key_dim), PRECISION=precision(w.dtype), **tile.launch(), enable_fp_fusion=True,

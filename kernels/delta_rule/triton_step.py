@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from archcompass.kernels.delta_rule.tiles import STEP
+from archcompass.kernels.guard import on_its_device
 from archcompass.kernels.tiles import next_power_of_two
 
 
@@ -18,8 +19,8 @@ def _delta_step_kernel(
     q_ptr, k_ptr, v_ptr, beta_ptr, g_ptr, state_ptr, out_ptr, heads, group, scale,
     K: tl.constexpr, V: tl.constexpr, VECTOR: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    sequence, head = tl.program_id(2).to(tl.int64), tl.program_id(1)
-    k, v = tl.arange(0, BLOCK_K), tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)
+    sequence, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    k, v = tl.arange(0, BLOCK_K), tl.program_id(2) * BLOCK_V + tl.arange(0, BLOCK_V)
     at = sequence * heads + head
     key_at = (sequence * (heads // group) + head // group) * K + k
     places = state_ptr + at * K * V + k[:, None] * V + v[None, :]
@@ -45,8 +46,8 @@ def _dplr_step_kernel(
     q_ptr, k_ptr, v_ptr, a_ptr, b_ptr, g_ptr, state_ptr, out_ptr, heads, scale,
     K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    at = tl.program_id(2).to(tl.int64) * heads + tl.program_id(1)
-    k, v = tl.arange(0, BLOCK_K), tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)
+    at = tl.program_id(0).to(tl.int64) * heads + tl.program_id(1)
+    k, v = tl.arange(0, BLOCK_K), tl.program_id(2) * BLOCK_V + tl.arange(0, BLOCK_V)
     places = state_ptr + at * K * V + k[:, None] * V + v[None, :]
     mask = (k < K)[:, None] & (v < V)[None, :]
     state = tl.load(places, mask=mask, other=0.0)
@@ -63,6 +64,7 @@ def _dplr_step_kernel(
 
 
 @torch.library.custom_op("archcompass::delta_rule_step_triton", mutates_args={"state"})
+@on_its_device
 def delta_rule_step_op(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor, scale: float
 ) -> Tensor:
@@ -73,7 +75,7 @@ def delta_rule_step_op(
     tile = STEP.pick(v.device, key_dim=key_dim)
     gate = None if log_decay is None else log_decay.contiguous()
     if out.numel():
-        _delta_step_kernel[(triton.cdiv(value_dim, tile.blocks["BLOCK_V"]), heads, batch)](
+        _delta_step_kernel[(batch, heads, triton.cdiv(value_dim, tile.blocks["BLOCK_V"]))](
             q.contiguous(), k.contiguous(), v.contiguous(), beta.contiguous(), gate, state, out,
             heads, heads // q.shape[1], scale,
             K=key_dim, V=value_dim, VECTOR=gate is not None and gate.dim() == 3, BLOCK_K=next_power_of_two(key_dim),
@@ -88,6 +90,7 @@ def _(q, k, v, beta, log_decay, state, scale):
 
 
 @torch.library.custom_op("archcompass::dplr_step_triton", mutates_args={"state"})
+@on_its_device
 def dplr_step_op(
     q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, log_decay: Tensor, state: Tensor, scale: float
 ) -> Tensor:
@@ -97,7 +100,7 @@ def dplr_step_op(
     out = torch.empty_like(v, memory_format=torch.contiguous_format)
     tile = STEP.pick(v.device, key_dim=key_dim)
     if out.numel():
-        _dplr_step_kernel[(triton.cdiv(value_dim, tile.blocks["BLOCK_V"]), heads, batch)](
+        _dplr_step_kernel[(batch, heads, triton.cdiv(value_dim, tile.blocks["BLOCK_V"]))](
             *(x.contiguous() for x in (q, k, v, a, b, log_decay)), state, out, heads, scale,
             K=key_dim, V=value_dim, BLOCK_K=next_power_of_two(key_dim), **tile.launch(), enable_fp_fusion=True,
         )  # fmt: skip

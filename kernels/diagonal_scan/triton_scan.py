@@ -17,6 +17,7 @@ from torch import Tensor
 
 from archcompass.kernels.cost import ceil_div
 from archcompass.kernels.diagonal_scan.tiles import ENOUGH_PROGRAMS, FORWARD, SHORTEST_SEGMENT
+from archcompass.kernels.guard import on_its_device
 
 
 @triton.jit(do_not_specialize=["time", "segments", "length"])
@@ -26,10 +27,10 @@ def _diagonal_kernel(
     ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Without out_ptr: only the last state and the sum of g (a segment's share)."""
-    segment, row = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    segment, row = tl.program_id(0).to(tl.int64), tl.program_id(2).to(tl.int64)
     sequence, start = segment // segments, (segment % segments) * length
     end = tl.minimum(start + length, time)
-    d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
+    d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     mask = d < channels
     place = (segment * ROWS + row) * channels + d
     state = tl.zeros((BLOCK_D,), tl.float32)
@@ -68,7 +69,7 @@ def scan(log_decay: Tensor, inputs: Tensor, first: Tensor, segments: int) -> tup
     tile = FORWARD.pick(inputs.device)
     length = ceil_div(time, segments)
     segments = ceil_div(time, length)
-    grid = (triton.cdiv(channels, tile.blocks["BLOCK_D"]), batch * segments, rows)
+    grid = (batch * segments, triton.cdiv(channels, tile.blocks["BLOCK_D"]), rows)
     sizes = (time, segments, length, channels)
     options = {"ROWS": rows, **tile.launch(), "enable_fp_fusion": True}
     if segments > 1:
@@ -96,6 +97,7 @@ def segments_for(inputs: Tensor) -> int:
 
 
 @torch.library.custom_op("archcompass::diagonal_scan_triton", mutates_args=())
+@on_its_device
 def diagonal_scan_op(log_decay: Tensor, inputs: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
     """`scan` as an operator of torch."""
     return scan(log_decay.contiguous(), inputs.contiguous(), first.contiguous(), segments_for(inputs))

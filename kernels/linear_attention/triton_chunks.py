@@ -140,10 +140,10 @@ def _state_kernel(
     BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """S <- e^(b_C) S + (K e^(b_C - b))^T V, and S before every chunk."""
-    head, sequence = tl.program_id(1), tl.program_id(2)
+    sequence, head = tl.program_id(0), tl.program_id(1)
     group = head // (heads // groups)
-    k = (tl.program_id(0) % tl.cdiv(K, BLOCK_K)) * BLOCK_K + tl.arange(0, BLOCK_K)
-    v = (tl.program_id(0) // tl.cdiv(K, BLOCK_K)) * BLOCK_V + tl.arange(0, BLOCK_V)
+    k = (tl.program_id(2) % tl.cdiv(K, BLOCK_K)) * BLOCK_K + tl.arange(0, BLOCK_K)
+    v = (tl.program_id(2) // tl.cdiv(K, BLOCK_K)) * BLOCK_V + tl.arange(0, BLOCK_V)
     start, length, chunk = _sequence(sequence, cu_ptr, offsets_ptr, time, chunks)
     dot = v_ptr.dtype.element_ty
     state = tl.zeros((BLOCK_K, BLOCK_V), tl.float32)
@@ -256,9 +256,9 @@ def _step_kernel(
     BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """One token of the recurrence; the state is overwritten."""
-    head, sequence = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    sequence, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     group = head // (heads // groups)
-    k, v = tl.arange(0, ALL_K), tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)
+    k, v = tl.arange(0, ALL_K), tl.program_id(2) * BLOCK_V + tl.arange(0, BLOCK_V)
     query = tl.load(q_ptr + (sequence * groups + group) * K + k, mask=k < K, other=0.0).to(tl.float32)
     key = tl.load(k_ptr + (sequence * groups + group) * K + k, mask=k < K, other=0.0).to(tl.float32)
     value = tl.load(v_ptr + (sequence * heads + head) * V + v, mask=v < V, other=0.0).to(tl.float32)

@@ -36,10 +36,10 @@ def _state_gradient_kernel(
     BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dS <- e^(b_C) dS + (Q e^b)^T dO, and dS after every chunk."""
-    head, sequence = tl.program_id(1), tl.program_id(2)
+    sequence, head = tl.program_id(0), tl.program_id(1)
     group = head // (heads // groups)
-    k = (tl.program_id(0) % tl.cdiv(K, BLOCK_K)) * BLOCK_K + tl.arange(0, BLOCK_K)
-    v = (tl.program_id(0) // tl.cdiv(K, BLOCK_K)) * BLOCK_V + tl.arange(0, BLOCK_V)
+    k = (tl.program_id(2) % tl.cdiv(K, BLOCK_K)) * BLOCK_K + tl.arange(0, BLOCK_K)
+    v = (tl.program_id(2) // tl.cdiv(K, BLOCK_K)) * BLOCK_V + tl.arange(0, BLOCK_V)
     start, length, chunk = _sequence(sequence, cu_ptr, offsets_ptr, time, chunks)
     dot = do_ptr.dtype.element_ty
     at, inside = _state_tile(dfinal_ptr, sequence.to(tl.int64), heads, head, k, v, K, V)

@@ -13,6 +13,7 @@ import triton
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from archcompass.kernels.guard import on_its_device
 from archcompass.kernels.linear_attention import triton_chunks as chunks_forward
 from archcompass.kernels.linear_attention import triton_gradients as chunks_backward
 from archcompass.kernels.linear_attention.cost import Decay, linear_attention_cost
@@ -60,6 +61,7 @@ def _call(q: Tensor, v: Tensor, decay: Tensor | None, cu_seqlens: Tensor | None)
     if cu_seqlens is None:
         chunks = triton.cdiv(time, chunk)
         return _Call(kind, shape, chunk, chunks, batch * chunks, batch, None, None, None)
+    cu_seqlens = cu_seqlens.to(q.device, torch.int32).contiguous()
     sequences = cu_seqlens.numel() - 1
     most = triton.cdiv(time, chunk) + sequences  # how many there are is known to the device only
     ends = ((cu_seqlens.diff() + chunk - 1) // chunk).cumsum(0)
@@ -67,7 +69,7 @@ def _call(q: Tensor, v: Tensor, decay: Tensor | None, cu_seqlens: Tensor | None)
     every = torch.arange(most, device=q.device, dtype=ends.dtype)
     sequence = torch.searchsorted(ends, every, right=True).clamp(max=sequences - 1)
     place = torch.stack([sequence, every - offsets[sequence]], dim=1).int()
-    return _Call(kind, shape, chunk, most, most, sequences, cu_seqlens.int(), offsets.int(), place)
+    return _Call(kind, shape, chunk, most, most, sequences, cu_seqlens, offsets.int(), place)
 
 
 def _precision(x: Tensor) -> str:
@@ -103,7 +105,7 @@ def _states(k: Tensor, v: Tensor, running: Tensor | None, initial: Tensor | None
     final = v.new_empty((call.sequences, heads, key_dim, value_dim), dtype=torch.float32)
     tile = STATE.pick(v.device, bytes=v.element_size())
     tiles = triton.cdiv(key_dim, tile.blocks["BLOCK_K"]) * triton.cdiv(value_dim, tile.blocks["BLOCK_V"])
-    chunks_forward._state_kernel[(tiles, heads, call.sequences)](
+    chunks_forward._state_kernel[(call.sequences, heads, tiles)](
         k, v, running, initial, states, final, call.cu_seqlens, call.offsets, *call.sizes, groups, heads,
         K=key_dim, V=value_dim, MODE=MODES[call.kind], CHUNK=call.chunk, PRECISION=_precision(v),
         **tile.launch(), enable_fp_fusion=True,
@@ -177,7 +179,7 @@ def backward(
     }  # fmt: skip
     tile = STATE_GRADIENT.pick(v.device, bytes=v.element_size())
     tiles = triton.cdiv(key_dim, tile.blocks["BLOCK_K"]) * triton.cdiv(value_dim, tile.blocks["BLOCK_V"])
-    chunks_backward._state_gradient_kernel[(tiles, heads, call.sequences)](
+    chunks_backward._state_gradient_kernel[(call.sequences, heads, tiles)](
         q, dout, running, dfinal, dstates, dinitial, call.cu_seqlens, call.offsets, *common, **flags, **tile.launch()
     )
     dv = torch.empty_like(v)
@@ -206,6 +208,7 @@ def backward(
 
 
 @torch.library.custom_op("archcompass::linear_attention_triton", mutates_args=())
+@on_its_device
 def linear_attention_op(
     q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, initial: Tensor | None, cu_seqlens: Tensor | None,
     exclusive: bool, scale: float,
@@ -225,6 +228,7 @@ def _(q, k, v, decay, initial, cu_seqlens, exclusive, scale):
 
 
 @torch.library.custom_op("archcompass::linear_attention_triton_backward", mutates_args=())
+@on_its_device
 def linear_attention_backward_op(
     dout: Tensor, dfinal: Tensor, q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, initial: Tensor | None,
     cu_seqlens: Tensor | None, exclusive: bool, scale: float,
@@ -272,6 +276,7 @@ def _flops(q_shape, k_shape, v_shape, decay_shape=None, *args, out_shape=None, *
 
 
 @torch.library.custom_op("archcompass::linear_attention_step_triton", mutates_args=("state",))
+@on_its_device
 def step_op(
     q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, bonus: Tensor | None, state: Tensor,
     exclusive: bool, scale: float,
@@ -305,7 +310,7 @@ def step(
     mode = 0 if decay is None else (2 if decay.dim() == 3 else 1)
     stride = heads if decay is not None and decay.dim() == 2 else 0  # a constant decay serves every sequence
     tile = STEP.pick(v.device, key_dim=key_dim)
-    chunks_forward._step_kernel[(triton.cdiv(value_dim, tile.blocks["BLOCK_V"]), heads, batch)](
+    chunks_forward._step_kernel[(batch, heads, triton.cdiv(value_dim, tile.blocks["BLOCK_V"]))](
         q, k, v, decay, bonus, state, out, groups, heads, stride, scale,
         K=key_dim, V=value_dim, MODE=mode, EXCLUSIVE=exclusive, ALL_K=next_power_of_two(key_dim),
         **tile.launch(), enable_fp_fusion=True,

@@ -179,6 +179,7 @@ def grouped_rows(
     tile_expert, tile_start = _tiles(groups, pairs, tile.blocks["BLOCK_M"])
     tiles_m = tile_start.shape[0]
     a = a if a.stride(-1) == 1 else a.contiguous()
+    bias = None if bias is None else bias.contiguous()
     limit = None if activation is None else activation.limit
     _grouped_rows_kernel[(tiles_m * triton.cdiv(n, tile.blocks["BLOCK_N"]),)](
         a, b, bias, weights, groups.order, groups.offsets, tile_expert, tile_start, out, a.stride(0), *b.stride(),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from archcompass.kernels.guard import on_its_device
 from archcompass.kernels.moe.activations import Experts, experts_of
 from archcompass.kernels.moe.grouped import flops_of
 from archcompass.kernels.moe.triton_grouped import by_expert, grouped_rows, grouped_weights
@@ -87,6 +88,7 @@ def _sum_by_expert(rows: Tensor, expert: Tensor, bias: Tensor | None) -> Tensor:
 
 
 @torch.library.custom_op("archcompass::moe_triton", mutates_args=())
+@on_its_device
 def _moe(
     x: Tensor, weights: Tensor, chosen: Tensor, gate_up: Tensor, down: Tensor, gate_up_bias: Tensor | None,
     down_bias: Tensor | None, activation: str, gated: bool, alpha: float, limit: float | None, up_offset: float,
@@ -102,6 +104,7 @@ def _(x: Tensor, *_rest: Any) -> Tensor:
 
 
 @torch.library.custom_op("archcompass::moe_triton_backward", mutates_args=())
+@on_its_device
 def _moe_backward(
     grad: Tensor, x: Tensor, weights: Tensor, chosen: Tensor, gate_up: Tensor, down: Tensor,
     gate_up_bias: Tensor | None, down_bias: Tensor | None, activation: str, gated: bool, alpha: float,

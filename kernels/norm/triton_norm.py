@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from archcompass.kernels.guard import on_its_device
 from archcompass.kernels.norm.tiles import BACKWARD, FORWARD, MOST_PARTIAL_SUMS
 from archcompass.kernels.tiles import next_power_of_two
 
@@ -156,13 +157,14 @@ def backward(
 
 
 @torch.library.custom_op("archcompass::rms_norm_triton", mutates_args=())
+@on_its_device
 def rms_norm_op(
     x: Tensor, weight: Tensor | None, residual: Tensor | None, gate: Tensor | None,
     eps: float, gate_first: bool, sigmoid: bool, group_size: int, unit_offset: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """`forward` as an operator of torch."""
     return forward(
-        x.contiguous(), weight, _contiguous(residual), _contiguous(gate),
+        x.contiguous(), _contiguous(weight), _contiguous(residual), _contiguous(gate),
         eps, gate_first, sigmoid, group_size, unit_offset,
     )  # fmt: skip
 
@@ -175,13 +177,14 @@ def _(x, weight, residual, gate, eps, gate_first, sigmoid, group_size, unit_offs
 
 
 @torch.library.custom_op("archcompass::rms_norm_triton_backward", mutates_args=())
+@on_its_device
 def rms_norm_backward_op(
     dy: Tensor, dsum: Tensor | None, x: Tensor, weight: Tensor | None, gate: Tensor | None, rstd: Tensor,
     gate_first: bool, sigmoid: bool, group_size: int, unit_offset: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """`backward` as an operator of torch."""
     return backward(
-        dy.contiguous(), _contiguous(dsum), x.contiguous(), weight, _contiguous(gate), rstd,
+        dy.contiguous(), _contiguous(dsum), x.contiguous(), _contiguous(weight), _contiguous(gate), rstd,
         gate_first, sigmoid, group_size, unit_offset,
     )  # fmt: skip
 

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from archcompass.kernels.guard import on_its_device
 from archcompass.kernels.tiles import Row, Table, Tile, next_power_of_two
 
 TILES = Table(
@@ -78,6 +79,7 @@ def rotate_triton(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Ten
 
 
 @torch.library.custom_op("archcompass::rotate_triton", mutates_args=())
+@on_its_device
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, backward: bool) -> Tensor:
     return launch(x, cos, sin, interleaved, backward)
 

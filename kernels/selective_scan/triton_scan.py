@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from archcompass.kernels.cost import ceil_div
+from archcompass.kernels.guard import on_its_device
 from archcompass.kernels.selective_scan.tiles import (
     BACKWARD,
     ENOUGH_PROGRAMS,
@@ -278,6 +279,7 @@ def scan_backward(
 
 
 @torch.library.custom_op("archcompass::selective_scan_triton", mutates_args=())
+@on_its_device
 def selective_scan_op(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, gate: Tensor | None,
     first: Tensor, bounds: Tensor, kept_bounds: Tensor | None, slots: int, segments: int, precise: bool,
@@ -298,6 +300,7 @@ def _(x, dt, A, B, C, D, gate, first, bounds, kept_bounds, slots, segments, prec
 
 
 @torch.library.custom_op("archcompass::selective_scan_triton_backward", mutates_args=())
+@on_its_device
 def selective_scan_backward_op(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, bounds: Tensor, kept: Tensor, kept_bounds: Tensor,
     dy: Tensor, dlast: Tensor, segments: int,
@@ -313,6 +316,7 @@ def _(x, dt, A, B, C, bounds, kept, kept_bounds, dy, dlast, segments):
 
 
 @torch.library.custom_op("archcompass::selective_scan_step_triton", mutates_args={"state"})
+@on_its_device
 def selective_scan_step_op(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, gate: Tensor | None, state: Tensor
 ) -> Tensor:

@@ -5,6 +5,7 @@ formula may be at most twice that of plain torch in the same dtype.
 """
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,24 @@ interpreter.install()
 # Set by test_modes.py, which runs two halves of the cases side by side.
 HALF = os.environ.get("ARCHCOMPASS_HALF")
 CASES = {name: case for n, (name, case) in enumerate(agreements().items()) if HALF in (None, str(n % 2))}
+# Between them every kernel of a whole call, and every optional input.
+STRIDED = {
+    "attention-latent-prompt",
+    "attention-sparse-step",
+    "attention-step",
+    "attention-window-sinks",
+    "conv-packed",
+    "cross_entropy-none",
+    "delta_rule-dplr-packed-training",
+    "delta_rule-packed-scalar-training",
+    "diagonal_scan-training",
+    "linear_attention-vector-bonus-packed",
+    "moe-gpt-oss",
+    "norm-gate-last-sigmoid",
+    "rope-interleaved-partial",
+    "selective_scan-inference",
+    "selective_scan-packed-training",
+}
 
 # Added to the allowed relative error, so that a lucky torch does not fail us: a quarter of a unit in the last place for
 # the half types, and eight units for float32, where sums are merely taken in another order.
@@ -59,6 +78,15 @@ def results(case: Agreement, backend: str, inputs: dict[str, Tensor | None]) -> 
     return [x.detach() for x in outputs] + list(gradients)
 
 
+def rounded(case: Agreement, dtype: torch.dtype) -> dict[str, Tensor | None]:
+    """The same inputs at every call, in the dtype under test."""
+    torch.manual_seed(0)
+    return {
+        key: x if x is None or not x.is_floating_point() else x.to(torch.float32 if key in case.float32 else dtype)
+        for key, x in case.inputs().items()
+    }
+
+
 def relative_error(got: Tensor, expected: Tensor) -> float:
     """Root mean square of the difference over that of what is expected."""
     got, expected = got.double(), expected.double()
@@ -71,21 +99,37 @@ def test_triton_is_as_good_as_torch_in_the_same_dtype(name: str, dtype: torch.dt
     case = CASES[name]
     if dtype not in case.dtypes:
         pytest.skip("not a dtype of this case")
-    torch.manual_seed(0)
-    rounded = {
-        key: x if x is None or not x.is_floating_point() else x.to(torch.float32 if key in case.float32 else dtype)
-        for key, x in case.inputs().items()
-    }
-    exact = {key: x.double() if x is not None and x.is_floating_point() else x for key, x in rounded.items()}
+    inputs = rounded(case, dtype)
+    exact = {key: x.double() if x is not None and x.is_floating_point() else x for key, x in inputs.items()}
     expected = results(case, "reference", exact)
-    plain = results(case, "torch", rounded)
-    for n, (got, want, same) in enumerate(zip(results(case, "triton", rounded), expected, plain, strict=True)):
+    plain = results(case, "torch", inputs)
+    for n, (got, want, same) in enumerate(zip(results(case, "triton", inputs), expected, plain, strict=True)):
         assert got.shape == want.shape
         assert torch.isfinite(got).all(), f"result {n} has {int((~torch.isfinite(got)).sum())} elements not finite"
         allowed = case.slack * relative_error(same, want) + FLOOR[dtype]
         assert relative_error(got, want) <= allowed, (
             f"result {n}: error {relative_error(got, want):.2e} > {allowed:.2e}"
         )
+
+
+def strided(x: Tensor | None) -> Tensor | None:
+    """The same numbers, each with a NaN (or a huge number) beside it in memory."""
+    if x is None or not x.ndim:
+        return x
+    gap = torch.full_like(x, torch.nan if x.is_floating_point() else torch.iinfo(x.dtype).max)
+    return torch.stack([x, gap], dim=-1)[..., 0]
+
+
+@pytest.mark.parametrize("name", sorted(STRIDED & CASES.keys()))
+def test_strides_of_the_inputs_do_not_matter(name: str) -> None:
+    case = CASES[name]
+    inputs = rounded(case, case.dtypes[0])
+    expected = results(case, "triton", inputs)
+    call = replace(
+        case, call=lambda backend, **given: case.call(backend, **{key: strided(x) for key, x in given.items()})
+    )
+    for got, want in zip(results(call, "triton", inputs), expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
 def test_the_interpreter_refuses_a_wild_pointer() -> None:
@@ -97,8 +141,21 @@ def test_the_interpreter_refuses_a_wild_pointer() -> None:
         at = tl.arange(0, SIZE)
         tl.store(out_ptr + at, tl.load(x_ptr + at + 1))
 
-    with pytest.raises(Exception, match="1 of 8 lanes out of bounds"):
-        read_past_the_end[(1,)](torch.ones(8), torch.zeros(8), SIZE=8)
+    x = torch.ones(8)
+    with pytest.raises(Exception, match="1 of 8 lanes out of bounds"), torch.cuda.device_of(x):
+        read_past_the_end[(1,)](x, torch.zeros(8), SIZE=8)
+
+
+def test_the_interpreter_refuses_a_launch_on_whatever_gpu_is_current() -> None:
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def write_one(out_ptr):
+        tl.store(out_ptr, 1.0)
+
+    with pytest.raises(RuntimeError, match="write_one is launched on whatever GPU"):
+        write_one[(1,)](torch.zeros(1))
 
 
 def test_the_interpreter_rounds_bfloat16_as_torch_does() -> None:

@@ -12,6 +12,7 @@ from archcompass.kernels.aot import compiling
 
 FIRST_CALLS = first_calls()
 BATCHES_AND_LENGTHS = ((1, 1), (2, 17), (3, 64), (1, 100), (16, 4096), (2, 65536))
+MANY = ((70000, 1), (1, 2**20))
 CASES = {name: case for name, case in compilations().items() if case.short}
 # Set by test_modes.py: the smallest shared memory on sale, and Hopper.
 CAPABILITIES = [int(name) for name in os.environ.get("ARCHCOMPASS_CAPABILITIES", "86,90").split(",")]
@@ -38,6 +39,14 @@ def test_the_first_call_is_bounded_and_later_lengths_compile_nothing_new(name: s
     assert variants
     most = FIRST_CALLS[name].most
     assert {kernel: len(keys) for kernel, keys in variants.items() if len(keys) > most.get(kernel, 1)} == {}
+
+
+@pytest.mark.parametrize(("batch", "time"), MANY)
+@pytest.mark.parametrize("name", FIRST_CALLS)
+def test_no_grid_ends_where_a_batch_or_a_prompt_does_not(name: str, batch: int, time: int) -> None:
+    with compiling(CAPABILITIES[0]) as done:
+        FIRST_CALLS[name].launch(meta, batch, time)
+    assert [(kernel.kernel, kernel.grid) for kernel in done if not kernel.launches] == []
 
 
 def test_every_operation_bounds_its_first_call() -> None:

@@ -155,9 +155,9 @@ def _split(see, *shape, sinks=False, **kind):
     return launch
 
 
-def _split_sparse(meta):
-    q, k, v = _tensors(meta, 1, 2048, 8192, 64, 4, 128, 128)
-    blocks = meta(1, 2048, 4, 16, dtype=torch.int32)
+def _split_sparse(meta, batch=1, new=2048, keys=8192):
+    q, k, v = _tensors(meta, batch, new, keys, 64, 4, 128, 128)
+    blocks = meta(batch, new, 4, 16, dtype=torch.int32)
     triton_decode.split(q, k, v, None, *_ends(q, k, CAUSAL), CAUSAL, blocks, 64)
 
 
@@ -310,13 +310,15 @@ def _latent_training(meta, batch, time):
     triton_latent.backward(grad, q, latents, grad, lse, 512, *ends, 0.1)
 
 
+def _sparse_training(meta, batch, time):
+    _split_sparse(meta, batch, time, time)
+    _backward_sparse(batch, time, time, 64, 4, 128, 128)(meta)
+
+
 MERGES = {"_attention_merge_kernel": 7}  # 1, 2, 4 ... 64 splits
 
 FIRST_CALLS = [
     FirstCall(name="causal", launch=_prompt_and_step, most=MERGES),
     FirstCall(name="latent", launch=_latent_training, most=MERGES),
-    FirstCall(
-        name="sparse",
-        launch=lambda meta, batch, time: _backward_sparse(batch, time, time, 64, 4, 128, 128)(meta),
-    ),
+    FirstCall(name="sparse", launch=_sparse_training, most=MERGES),
 ]

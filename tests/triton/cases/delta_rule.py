@@ -193,16 +193,17 @@ def _table(meta, tokens, chunk, sequences):
 
 
 def _delta(
-    decay, key_dim=128, dtype=torch.bfloat16, chunk=64, tokens=8192, heads=32, value_dim=128, group=2, training=False
-):
+    decay, key_dim=128, dtype=torch.bfloat16, chunk=64, tokens=8192, heads=32, value_dim=128, group=2, sequences=4,
+    training=False,
+):  # fmt: skip
     """The launches of a whole call; of its gradients where `training`."""
 
     def launch(meta):
         keys, values = meta(tokens, heads // group, key_dim, dtype=dtype), meta(tokens, heads, value_dim, dtype=dtype)
         gate = {"none": (), "scalar": (tokens, heads), "vector": (tokens, heads, key_dim)}[decay]
         log_decay = meta(*gate, dtype=torch.float32) if gate else None
-        beta, state = meta(tokens, heads, dtype=dtype), meta(4, heads, key_dim, value_dim, dtype=torch.float32)
-        given = (keys, keys, values, beta, log_decay, state, *_table(meta, tokens, chunk, 4))
+        beta, state = meta(tokens, heads, dtype=dtype), meta(sequences, heads, key_dim, value_dim, dtype=torch.float32)
+        given = (keys, keys, values, beta, log_decay, state, *_table(meta, tokens, chunk, sequences))
         if training:
             squares = (meta(tokens // chunk, heads, chunk, chunk, dtype=dtype) for _ in range(2))
             triton_op.delta_rule_backward_op._init_fn(values, state, *given, *squares, 0.5, chunk)
@@ -289,8 +290,8 @@ COMPILATIONS = [
 
 def _training(meta, batch, time):
     tokens = 64 * -(-batch * time // 64)
-    _delta("scalar", tokens=tokens)(meta)
-    _delta("scalar", tokens=tokens, training=True)(meta)
+    _delta("scalar", tokens=tokens, sequences=batch)(meta)
+    _delta("scalar", tokens=tokens, sequences=batch, training=True)(meta)
 
 
 # A triangle of 64 is inverted by blocks of 16, then of 32.

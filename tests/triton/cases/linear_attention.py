@@ -46,7 +46,7 @@ def _step(backend, q, k, v, state, g=None, bonus=None):
     with torch.no_grad():
         state = state.clone()
         if backend == "triton":
-            return triton_op.step(q, k, v, g, bonus, state, bonus is not None, 0.5), state
+            return triton_op.step_op(q, k, v, g, bonus, state, bonus is not None, 0.5), state
         return linear_attention_step(q, k, v, g, state=state, bonus=bonus, exclusive=bonus is not None, scale=0.5)
 
 

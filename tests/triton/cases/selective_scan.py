@@ -91,21 +91,21 @@ AGREEMENTS = [
 ]
 
 
-def _forward(entries, channels=1536, tokens=4096, segments=1):
+def _forward(entries, channels=1536, tokens=4096, segments=1, batch=2):
     def launch(meta):
         x, B = meta(tokens, channels), meta(tokens, entries)
-        A, first = meta(channels, entries, dtype=torch.float32), meta(2, channels, entries, dtype=torch.float32)
-        bounds = meta(2 * segments + 1, dtype=torch.int64)
+        A, first = meta(channels, entries, dtype=torch.float32), meta(batch, channels, entries, dtype=torch.float32)
+        bounds = meta(batch * segments + 1, dtype=torch.int64)
         triton_scan.scan(x, x, A, B, B, meta(channels), x, first, bounds, None, 0, segments, torch.bfloat16)
 
     return launch
 
 
-def _training(entries, channels=1536, tokens=4096, segments=4):
+def _training(entries, channels=1536, tokens=4096, segments=4, batch=2):
     def launch(meta):
         x, B, y = meta(tokens, channels), meta(tokens, entries), meta(tokens, channels, dtype=torch.float32)
-        A, first = meta(channels, entries, dtype=torch.float32), meta(2, channels, entries, dtype=torch.float32)
-        bounds, slots = meta(2 * segments + 1, dtype=torch.int64), meta(2 * segments + 1, dtype=torch.int32)
+        A, first = meta(channels, entries, dtype=torch.float32), meta(batch, channels, entries, dtype=torch.float32)
+        bounds, slots = meta(batch * segments + 1, dtype=torch.int64), meta(batch * segments + 1, dtype=torch.int32)
         table = (first, bounds, slots, 128, segments)
         _, last, kept = triton_scan.scan(x, x, A, B, B, None, None, *table, torch.float32)
         triton_scan.scan_backward(x, x, A, B, B, bounds, kept, slots, y, last, segments)
@@ -138,8 +138,8 @@ COMPILATIONS = [
 
 
 def _prompt_and_training(meta, batch, time):
-    _forward(16, tokens=batch * time)(meta)
-    _training(16, tokens=batch * time)(meta)
+    _forward(16, tokens=batch * time, batch=batch)(meta)
+    _training(16, tokens=batch * time, batch=batch)(meta)
 
 
 # Inference; and for training what a segment adds, and the states it keeps.

@@ -22,6 +22,8 @@ def faults(case: Compilation, kernels: list[Compiled]) -> list[str]:
         allowed = case.spill_bytes.get(f"{kernel.kernel}@{kernel.capability}", case.spill_bytes.get(kernel.kernel, 0))
         if not kernel.fits:
             found.append(f"{where}: {kernel.shared_bytes} B of shared memory, {kernel.shared_limit_bytes} B there")
+        if not kernel.launches:
+            found.append(f"{where}: no GPU takes the grid {kernel.grid}")
         if kernel.spill_bytes > allowed:
             found.append(f"{where}: spills {kernel.spill_bytes} B, {allowed} B allowed")
         if kernel.kernel in case.dots and not kernel.tensor_core_instructions:

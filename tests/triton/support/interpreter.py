@@ -1,5 +1,7 @@
 """Makes Triton's interpreter trustworthy: bfloat16 that computes, scans that are not loops, and no wild pointers.
 
+Besides, it refuses what would go wrong on a machine with two GPUs: a launch outside `kernels.guard.on_its_device`.
+
 Triton 3.9's interpreter keeps bfloat16 as bit patterns and does arithmetic on the patterns, rounds float32 to bfloat16
 towards zero, combines scans element by element in Python, and reads whatever lies at an address; that of 3.6 cannot count
 to a number it has loaded. `install` mends all five. It must run before the first kernel does, in a process where
@@ -12,6 +14,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import torch
 import triton.language as tl
 from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, ReduceOps, ScanOps, TensorHandle
@@ -20,6 +23,7 @@ Array = np.ndarray[Any, Any]
 
 _patched: set[str] = set()  # modules of the language that are patched for the running kernel
 _readable: list[tuple[int, int]] = []  # address ranges of the storages that the running kernel was given
+_devices: list[object] = []  # what the host code made the current device, innermost last
 
 
 def install() -> None:
@@ -36,6 +40,7 @@ def install() -> None:
     _mend_index()
     _check_bounds()
     _patch_language_once()
+    _watch_devices()
 
 
 def widen(pattern: Array) -> Array:
@@ -173,6 +178,8 @@ def _check_bounds() -> None:
         return plain_argument(arg)
 
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not _devices:
+            raise RuntimeError(f"{self.fn.__name__} is launched on whatever GPU is the current one")
         try:
             return plain_run(self, *args, **kwargs)
         finally:
@@ -184,6 +191,22 @@ def _check_bounds() -> None:
     guarded = (("create_masked_load", 0, 1), ("create_masked_store", 0, 2), ("create_atomic_rmw", 1, 3))
     for name, pointer, mask in guarded:
         _guard(name, pointer, mask)
+
+
+def _watch_devices() -> None:
+    """Remembers which tensor's device host code is inside of."""
+    plain = torch.cuda.device_of
+
+    class Watched(plain):  # type: ignore[misc, valid-type]
+        def __enter__(self) -> None:
+            _devices.append(self)
+            super().__enter__()
+
+        def __exit__(self, *error: Any) -> None:
+            super().__exit__(*error)
+            _devices.pop()
+
+    torch.cuda.device_of = Watched
 
 
 def _patch_language_once() -> None:
