@@ -213,6 +213,7 @@ QUESTIONS: tuple[Question, ...] = (
             Option("200", {"concurrency": 200}),
         ),
         free="concurrency",
+        leans=True,
     ),
     Question(
         key="mode",
