@@ -55,7 +55,7 @@ def run() -> None:
 
     register(sys.argv[1:])
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="archcompass", standalone_mode=False)
         sys.stdout.flush()
         if code == STOPPED:  # what typer makes of Ctrl-C where no command has more to say
             raise KeyboardInterrupt

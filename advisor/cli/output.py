@@ -31,8 +31,9 @@ def plain(text: str) -> str:
     return "".join(one if one in "\n\t" or category(one) not in _UNPRINTABLE else json.dumps(one)[1:-1] for one in text)
 
 
-_UNPRINTABLE = frozenset(("Cc", "Cf", "Cs", "Cn", "Zl", "Zp"))
-"""Unicode's controls, format characters (the direction of text), half characters, what has no meaning yet, line separators."""
+_UNPRINTABLE = frozenset(("Cc", "Cf", "Cs", "Cn", "Co", "Zl", "Zp"))
+"""Unicode's controls, format characters (the direction of text), half characters, what has no meaning (yet, or to others), line
+separators."""
 
 
 def console(*, error: bool = False) -> Console:
