@@ -10,6 +10,7 @@ from archcompass.blocks.norm.spec import RMSNorm
 from archcompass.blocks.rotary import turn
 from archcompass.blocks.runtime import BlockModule, BlockState, Context, GrowingState, Linear
 from archcompass.kernels.attention import attention
+from archcompass.kernels.norm import rms_norm
 
 
 class AttentionModule(BlockModule):
@@ -62,11 +63,14 @@ class AttentionModule(BlockModule):
         """Queries and keys normed, turned and tempered by their positions."""
         spec = self.spec
         key = key if spec.key_multiplier == 1.0 else key * spec.key_multiplier
+        # In a step a call of torch costs more than its work, so queries and keys go together.
+        heads: tuple[Tensor, ...] = (torch.cat((query, key), dim=2),) if query.shape[1] == 1 else (query, key)
         if spec.qk_norm == "head" and not spec.qk_norm_after_rope:
-            query, key = self._normed(query, key)
-        query, key = turn(query, spec.rope, context), turn(key, spec.rope, context)
+            heads = self._normed(*heads)
+        heads = tuple(turn(part, spec.rope, context) for part in heads)
         if spec.qk_norm_after_rope:
-            query, key = self._normed(query, key)
+            heads = self._normed(*heads)
+        query, key = heads[0].split([query.shape[2], key.shape[2]], dim=2) if len(heads) == 1 else heads
         if spec.temperature_floor_scale is not None:
             steps = context.positions(query.shape[1], query.device).to(torch.promote_types(query.dtype, torch.float32))
             warmth = (
@@ -75,10 +79,19 @@ class AttentionModule(BlockModule):
             query = (query * warmth[..., None, None]).to(query.dtype)
         return query, key
 
-    def _normed(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    def _normed(self, *heads: Tensor) -> tuple[Tensor, ...]:
+        """Queries and keys, each by its norm, or in one piece, every head by itself."""
         if self.query_norm is None or self.key_norm is None:
-            return query, key
-        return self.query_norm.normalise(query), self.key_norm.normalise(key)
+            return heads
+        if len(heads) == 2:
+            return self.query_norm.normalise(heads[0]), self.key_norm.normalise(heads[1])
+        weight, spec = None, self.spec
+        if self.query_norm.weight is not None and self.key_norm.weight is not None:
+            on_query = self.query_norm.weight.expand(spec.num_attention_heads, -1)
+            weight = torch.cat((on_query, self.key_norm.weight.expand(spec.num_key_value_heads, -1))).flatten()
+        every, offset = heads[0].flatten(2), spec.qk_norm_unit_offset
+        every = rms_norm(every, weight, spec.qk_norm_eps, group_size=spec.head_dim, unit_offset=offset)
+        return (every.view_as(heads[0]),)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, first: int, padding: Tensor | None) -> Tensor:
         """[batch, time, heads, head_dim]; `first` is the position of the first key."""
