@@ -248,11 +248,16 @@ class Interview:
 
     @property
     def open(self) -> list[Question]:
-        """Questions that still matter, in order."""
+        """Questions that are still asked, in order."""
+        return [question for question in self.unanswered if not self.hurried or question.key in DECIDE_SIZES]
+
+    @property
+    def unanswered(self) -> list[Question]:
+        """Questions that the answers so far leave open, whether they are still asked or not."""
         done = {question.key for question, _ in self._given} | set(self.start)
         answers = self.answers
         left = [question for question in QUESTIONS if question.key not in done and question.asked(answers)]
-        return [question.after(answers) for question in left if not self.hurried or question.key in DECIDE_SIZES]
+        return [question.after(answers) for question in left]
 
     @property
     def number(self) -> int:
@@ -306,6 +311,6 @@ def settled(interview: Interview, family_of: Callable[[Workload], str]) -> bool:
     now = family_of(interview.workload)
     return all(
         family_of(Workload(**answers | dict(option.sets))) == now
-        for question in interview.open
+        for question in interview.unanswered
         for option in question.options[1:]
     )

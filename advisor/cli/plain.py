@@ -11,13 +11,11 @@ from archcompass.errors import InputError
 
 def play(interview: Interview) -> None:
     """Asks on stderr, reads stdin; the end of the input takes the defaults of all that is left."""
-    while interview.open:
-        told = interview.hurried
-        if ranking.is_settled(interview):
-            _say("No open answer can change the family any more; the rest keeps its default.")
-            return
+    told = False
+    while not ranking.is_settled(interview):
         if interview.hurried and not told:
-            _say("\nNo open answer can change the family any more; the card still decides the size.")
+            _say("\nNo open answer can change the family any more; what follows decides the size.")
+        told = interview.hurried
         question = interview.open[0]
         _show(question, interview)
         line = sys.stdin.readline()
@@ -25,6 +23,8 @@ def play(interview: Interview) -> None:
             _say("(end of input: the rest keeps its default)")
             return
         _take(interview, question, line.strip())
+    if interview.unanswered:
+        _say("\nNo open answer can change the family any more; the rest keeps its default.")
 
 
 def _take(interview: Interview, question: Question, text: str) -> None:

@@ -33,7 +33,9 @@ def line(interview: Interview) -> str:
 
 
 def is_settled(interview: Interview) -> bool:
-    """Whether no open answer can change the family any more; then only what decides the size is still asked for."""
-    if not interview.hurried:
-        interview.hurried = settled(interview, lambda workload: family_of(workload) or "nothing fits")
+    """Whether no open answer can change the family any more; then only what decides the size is still asked for.
+
+    Judged anew after every answer: another card or load may open what was settled.
+    """
+    interview.hurried = settled(interview, lambda workload: family_of(workload) or "nothing fits")
     return interview.hurried and not interview.open

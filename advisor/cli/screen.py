@@ -108,7 +108,7 @@ def play(interview: Interview) -> None:
 
 
 def _done(interview: Interview) -> bool:
-    return not interview.open or ranking.is_settled(interview)
+    return ranking.is_settled(interview)
 
 
 def _keys(page: Page) -> KeyBindings:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from archcompass.advisor.cli.ranking import is_settled
 from archcompass.advisor.cli.screen import Page
 from archcompass.advisor.questionnaire import QUESTIONS, Interview, settled
 from archcompass.advisor.workload import Workload
@@ -122,3 +123,12 @@ def test_a_settled_family_leaves_only_what_decides_the_size_and_back_opens_the_r
     assert [question.key for question in interview.open] == ["gpu", "concurrency", "mode"]
     interview.back()
     assert interview.open[0].key == "context"
+
+
+def test_another_card_opens_what_was_settled() -> None:
+    interview = Interview(start={"task": "agent", "context": "128k", "recall": "low"})
+    is_settled(interview)
+    assert [question.key for question in interview.open] == ["gpu", "concurrency", "mode"]
+    interview.type("8x h100-sxm")
+    is_settled(interview)
+    assert "breadth" in [question.key for question in interview.open], "there is room for experts now"
