@@ -1,5 +1,6 @@
 """Causal depthwise convolution: torch path against the formula, state, segments, packs."""
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -129,3 +130,15 @@ def test_says_why_a_backend_was_passed_over():
     assert "triton" in explain(torch.ones(1, 1, 1)).rejected
     with pytest.raises(BackendError, match="float64"):
         causal_conv(**make(), backend="triton")
+
+
+def test_a_pack_is_cut_into_little_more_pieces_than_it_has() -> None:
+    pytest.importorskip("triton")
+    from archcompass.kernels.conv.triton_conv import _cut
+
+    bounds = [0, 0, 1, 20, 20, 52]
+    cut = _cut(torch.zeros(1, 52, 3), torch.tensor(bounds), 16)
+    assert cut.place is not None
+    pieces = [(s, n) for s, (first, last) in enumerate(pairwise(bounds)) for n in range(math.ceil((last - first) / 16))]
+    assert [tuple(place) for place in cut.place.tolist()][: len(pieces)] == pieces
+    assert len(pieces) <= cut.programs <= len(pieces) + 5
