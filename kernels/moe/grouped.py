@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.functional import embedding_bag
 from torch.utils.flop_counter import register_flop_formula
 
 from archcompass.kernels.eager import plain_call
@@ -23,6 +22,7 @@ from archcompass.kernels.moe.activations import Activation, Experts, experts_of
 from archcompass.kernels.moe.cost import moe_cost
 
 GROUPED_MM: Any = getattr(functional, "grouped_mm", None)  # public since torch 2.10
+CACHED_ELEMENTS = 1 << 17  # of a float32 tensor that a core still has in its cache for the next pass
 
 
 def moe_grouped(x: Tensor, weights: Tensor, chosen: Tensor, experts: Experts) -> Tensor:
@@ -253,13 +253,25 @@ def by_expert(experts: Tensor, count: int) -> Groups:
 
 
 def _one_by_one(rows: Tensor, experts: Experts, groups: Groups) -> Tensor:
-    """Both products of one expert before the next, by the library that is fastest in float32."""
+    """Both products by the library that is fastest in float32, of one expert before the next.
+
+    Where the rows between the products stay in the cache, all first products come before all second ones: they then read
+    the matrices in the order in which these lie, which is faster by a third.
+    """
     gate_up, down, gate_up_bias, down_bias = experts.tensors()
+    if 0 < rows.shape[0] * gate_up.shape[1] <= CACHED_ELEMENTS:
+        inner = experts.activation(_of_each(rows, gate_up, gate_up_bias, groups))
+        return _of_each(inner, down, down_bias, groups)
     out = rows.new_empty(rows.shape[0], down.shape[1])
     for expert, span in groups.runs():
         inner = experts.activation(linear(rows[span], gate_up[expert], _row(gate_up_bias, expert)))
         out[span] = linear(inner, down[expert], _row(down_bias, expert))
     return out
+
+
+def _of_each(rows: Tensor, matrices: Tensor, biases: Tensor | None, groups: Groups) -> Tensor:
+    """Each row times the transposed matrix of its expert, [E, N, K], plus its expert's bias."""
+    return torch.cat([linear(rows[span], matrices[e], _row(biases, e)) for e, span in groups.runs()])
 
 
 def multiply(rows: Tensor, matrices: Tensor, bias: Tensor | None, groups: Groups) -> Tensor:
@@ -306,10 +318,11 @@ def _row_sums(rows: Tensor, bias: Tensor | None, groups: Groups) -> Tensor:
 
 def _combine(rows: Tensor, order: Tensor, shape: torch.Size, weights: Tensor | None) -> Tensor:
     """[tokens k, width] rows in `order` to their tokens' (weighted) sums [tokens, width]."""
-    place = torch.empty_like(order)
-    place[order] = torch.arange(order.numel(), device=order.device)
-    if rows.device.type == "cpu":
-        return embedding_bag(place.view(shape), rows, per_sample_weights=weights, mode="sum")
+    pairs = torch.arange(order.numel(), device=order.device)
+    place = torch.empty_like(order).scatter_(0, order, pairs)
+    if rows.device.type == "cpu":  # torch's operator itself: its wrapper takes as long as the sums of a few tokens
+        scale = None if weights is None else weights.flatten()
+        return torch.embedding_bag(rows, place, pairs[:: shape[1]], mode=0, per_sample_weights=scale)[0]
     picked = rows.index_select(0, place).view(*shape, -1)
     return picked.sum(1) if weights is None else torch.bmm(weights.unsqueeze(1), picked).squeeze(1)
 
