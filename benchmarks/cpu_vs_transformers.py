@@ -1,12 +1,15 @@
 """Whole models of about a hundred million parameters on this CPU, ours against transformers, with the same weights.
 
     python benchmarks/cpu_vs_transformers.py [--models llama mamba2 ...] [--dtypes float32 bfloat16] [--threads 1 2]
-        [--cases "prefill 512" "decode 64"] [--rounds 3] [--seconds 40] [--output benchmarks/results/cpu_vs_transformers.json]
+        [--cases "prefill 512" "prefill 2048" "decode 64"] [--rounds 3] [--seconds 1.5] [--output FILE.json]
+    python benchmarks/cpu_vs_transformers.py --table docs/kernels.md     # measures nothing, writes what is kept as its table
 
 Prefill is a prompt of 512 or 2048 tokens with the logits of the last position only; decode is 64 tokens, one at a time,
 after 512. Both sides run in this process, turn by turn, so that a busy machine slows them alike; medians of wall time and
 of processor time are kept. With one thread the ratios are of processor time, which other programs disturb least. A side
-that has used up its seconds runs no further round, and the number of rounds is kept. Needs the extra `test`.
+that has used up its seconds runs no further round, and the number of rounds is kept. Everything takes about nine minutes
+with one thread and seven with two. A run replaces the kept rows of what it measured, and all of them where the machine or a
+version has changed. Needs the extra `test`.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import inspect
 import json
 import os
 import platform
+import re
 import tempfile
 import time
 from collections.abc import Callable
@@ -32,7 +36,9 @@ from archcompass.blocks.hf.checkpoint import load_pretrained
 from archcompass.profiles.cpu import this_cpu
 
 DECODED, BEFORE = 64, 512
+WARM_UP = 4  # tokens decoded before it counts
 CASES = ("prefill 512", "prefill 2048", f"decode {DECODED}")
+KEPT = Path(__file__).parent / "results" / "cpu_vs_transformers.json"
 BASE = {"vocab_size": 32000, "hidden_size": 512, "num_attention_heads": 8, "max_position_embeddings": 8192}
 DENSE = BASE | {"intermediate_size": 1536, "num_key_value_heads": 4}
 EXPERTS = DENSE | {
@@ -155,7 +161,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
-Run = Callable[[], object]
+Run = Callable[[int], object]
 
 
 class Theirs:
@@ -196,42 +202,45 @@ def pair(name: str, dtype: torch.dtype, folder: Path) -> tuple[Any, Any]:
 
 
 def candidates(theirs: Any, ours: Any) -> dict[str, dict[str, Run]]:
-    """What is timed, for each side."""
+    """What is timed, for each side: a run takes how many tokens it decodes, which prompts do not read."""
     vocabulary = ours.spec.vocab_size
     ids = torch.arange(2048)[None] * 7919 % vocabulary
     following = torch.arange(DECODED)[None] * 104729 % vocabulary
     memory, state = theirs.prompt(ids[:, :BEFORE]), ours(ids[:, :BEFORE], logits_to_keep=1).state
 
-    def our_decode() -> None:
+    def our_decode(tokens: int) -> None:
         kept = state.copy()
-        for at in range(DECODED):
+        for at in range(tokens):
             kept = ours(following[:, at : at + 1], kept).state
 
     cases: dict[str, dict[str, Run]] = {
         f"prefill {length}": {
-            "ours": lambda length=length: ours(ids[:, :length], logits_to_keep=1),
-            "theirs": lambda length=length: theirs.prompt(ids[:, :length]),
+            "ours": lambda _, length=length: ours(ids[:, :length], logits_to_keep=1),
+            "theirs": lambda _, length=length: theirs.prompt(ids[:, :length]),
         }
         for length in (512, 2048)
     }
     cases[f"decode {DECODED}"] = {
         "ours": our_decode,
-        "theirs": lambda: theirs.decode(copy.deepcopy(memory), following),
+        "theirs": lambda tokens: theirs.decode(copy.deepcopy(memory), following[:, :tokens]),
     }
     return cases
 
 
-def measured(runs: dict[str, Run], rounds: int, seconds: float) -> dict[str, dict[str, float]]:
-    """Median wall and processor milliseconds of each side, in turns."""
+def measured(case: str, runs: dict[str, Run], rounds: int, seconds: float) -> dict[str, dict[str, float]]:
+    """Median wall and processor milliseconds of each side, in turns. Prompts are warm from the one before decoding."""
+    if case == CASES[-1]:
+        for run in runs.values():
+            run(WARM_UP)
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
-    for number in range(rounds + 1):
+    for _ in range(rounds):
         for name, run in runs.items():
-            if number > 1 and sum(wall for wall, _ in taken[name]) > seconds:
+            if sum(wall for wall, _ in taken[name]) > seconds:
                 continue
             wall, processor = time.perf_counter(), time.process_time()
-            run()
+            run(DECODED)
             taken[name].append((time.perf_counter() - wall, time.process_time() - processor))
-    return {name: _medians(times[1:] or times) for name, times in taken.items()}
+    return {name: _medians(times) for name, times in taken.items()}
 
 
 def _medians(times: list[tuple[float, float]]) -> dict[str, float]:
@@ -253,9 +262,13 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=40.0)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "cpu_vs_transformers.json")
+    parser.add_argument("--seconds", type=float, default=1.5)
+    parser.add_argument("--output", type=Path, default=KEPT)
+    parser.add_argument("--table", type=Path, help="write the kept rows as the table of this page, and measure nothing")
     options = parser.parse_args()
+    if options.table is not None:
+        options.table.write_text(tabled(options.table.read_text(), json.loads(options.output.read_text())["rows"]))
+        return
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     rows: list[dict[str, Any]] = []
@@ -275,7 +288,7 @@ def _compare(name: str, dtype: str, folder: Path, options: argparse.Namespace) -
         for case, runs in candidates(theirs, ours).items():
             if case not in options.cases:
                 continue
-            taken = measured(runs, options.rounds, options.seconds)
+            taken = measured(case, runs, options.rounds, options.seconds)
             ratio = round(taken["theirs"][clock] / taken["ours"][clock], 2)
             row = {"model": name, "parameters": ours.spec.parameters().total, "dtype": dtype, "threads": threads}
             row |= {"case": case, "times_transformers": ratio, "ratio_of": clock}
@@ -286,19 +299,52 @@ def _compare(name: str, dtype: str, folder: Path, options: argparse.Namespace) -
 
 
 def _write(output: Path, rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
-    made = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    here = {
         "processor": this_cpu().name,
         "cores": os.cpu_count(),
-        "load_average": os.getloadavg(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
         "batch": 1,
-        "rounds": options.rounds,
     }
+    kept = json.loads(output.read_text()) if output.exists() else {"made": {}, "rows": []}
+    if any(kept["made"].get(key) != value for key, value in here.items()):
+        kept = {"made": {}, "rows": []}
+    merged = {_place(row): row for row in [*kept["rows"], *rows]}
+    loads = kept["made"].get("load_average", {}) | {_spelled(n): os.getloadavg() for n in options.threads}
+    made = {"date": datetime.datetime.now(datetime.UTC).date().isoformat(), **here, "rounds": options.rounds}
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps({"made": made, "rows": rows}, indent=1) + "\n")
+    whole = {"made": made | {"load_average": loads}, "rows": list(merged.values())}
+    output.write_text(json.dumps(whole, indent=1) + "\n")
+
+
+def _place(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[key] for key in ("model", "dtype", "threads", "case"))
+
+
+def _spelled(threads: int) -> str:
+    return {1: "one thread", 2: "two threads"}.get(threads, f"{threads} threads")
+
+
+def tabled(page: str, rows: list[dict[str, Any]]) -> str:
+    """The page with its table of models, and its count of what holds, made from these rows."""
+    columns = [(case, dtype) for case in CASES for dtype in ("float32", "bfloat16")]
+    short = {"float32": "fp32", "bfloat16": "bf16"}
+    heads = [f"{case.replace('prefill', 'prompt')}, {short[dtype]}" for case, dtype in columns]
+    by_place = {_place(row): row for row in rows}
+    lines = [f"| model | {' | '.join(heads)} |", "|---" * (len(columns) + 1) + "|"]
+    for model in MODELS:
+        cells = [" / ".join(_cell(by_place.get((model, dtype, n, case))) for n in (1, 2)) for case, dtype in columns]
+        lines.append(f"| {model} | {' | '.join(cells)} |")
+    page = re.sub(r"\| model \| prompt(?:.*\n)(?:\|.*\n)+", "\n".join(lines) + "\n", page)
+    return re.sub(r"\b\d+ of \d+ hold\b", f"{sum(row['enough'] for row in rows)} of {len(rows)} hold", page)
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    """How many times as fast as transformers, bold where it is not enough; a dash where it was not measured."""
+    if row is None:
+        return "—"
+    return f"{row['times_transformers']:.2f}" if row["enough"] else f"**{row['times_transformers']:.2f}**"
 
 
 if __name__ == "__main__":
