@@ -23,7 +23,12 @@ MEMORY_PARTS = {
 }
 
 
-STEPS = ((1.0,), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0), tuple(step / 10 for step in range(10, 100)))
+STEPS = (
+    (1.0,),
+    (1.0, 2.0, 5.0),
+    (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0),
+    (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 7.0, 8.0, 9.0),
+)
 """Marks within a power of ten, the fewest first."""
 
 
@@ -87,8 +92,14 @@ def sweep(
         "data": traces,
         "layout": {
             "title": {"text": title},
-            "xaxis": {"type": "log", "title": {"text": f"{comparison['sweep']}, tokens"}, **_powers(comparison)},
-            "yaxis": {"type": "log", "title": {"text": unit}, **_ticks(_heights(traces))},
+            "xaxis": {
+                "type": "log",
+                "title": {
+                    "text": f"{comparison['sweep']}, {'tokens' if comparison['sweep'] == 'context' else 'sequences'}"
+                },
+                **_powers(comparison),
+            },
+            "yaxis": {"type": "log", "title": {"text": unit}, **log_ticks(_heights(traces))},
             "annotations": _named(crossings, comparison, key, scale, _heights(traces)),
         },
     }
@@ -161,8 +172,8 @@ def roofline(found: Data) -> Data:
         "data": [*roofs, *marks],
         "layout": {
             "title": {"text": "Operations under the roofs of one card"},
-            "xaxis": {"type": "log", "title": {"text": "FLOPs per byte"}, **_ticks(xs)},
-            "yaxis": {"type": "log", "title": {"text": "TFLOP/s within reach"}, **_ticks(_heights(roofs))},
+            "xaxis": {"type": "log", "title": {"text": "FLOPs per byte"}, **log_ticks(xs)},
+            "yaxis": {"type": "log", "title": {"text": "TFLOP/s within reach"}, **log_ticks(_heights(roofs))},
         },
     }
 
@@ -267,14 +278,14 @@ def _named(crossings: list[Data], comparison: Data, key: str, scale: float, heig
         {
             "x": log10(cross["at"]),
             "y": log10(_height(cross, comparison, key) * scale),
-            "text": f"here {cross['cheaper']} passes {cross['dearer']}",
+            "text": f"{cross['cheaper']} passes {cross['dearer']}",
             "showarrow": True,
             "arrowhead": 2,
             **_beside(log10(cross["at"]) > (min(xs) + max(xs)) / 2),
             "ayref": "y",
             "ay": above,
             "bgcolor": "var:card/dd",
-            "font": {"size": 12, "color": f"var:{cross['cheaper']}"},
+            "font": {"size": 11, "color": f"var:{cross['cheaper']}"},
             "arrowcolor": f"var:{cross['cheaper']}",
         }
         for cross in lost[:1]
@@ -302,14 +313,14 @@ def _heights(traces: list[Data]) -> list[float]:
     return [y for trace in traces for y in trace["y"]]
 
 
-def _ticks(values: list[float]) -> Data:
-    """Marks of a logarithmic axis in full: powers of ten, and more between them until at least four are seen."""
+def log_ticks(values: list[float]) -> Data:
+    """Marks of a logarithmic axis in full: powers of ten, and more between them until three are seen."""
     if not values:
         return {}
     powers = range(floor(log10(min(values))), ceil(log10(max(values))) + 1)
     for steps in STEPS:
         marks = [step * 10.0**power for power in powers for step in steps]
-        if sum(min(values) <= mark <= max(values) for mark in marks) >= 4:
+        if sum(min(values) <= mark <= max(values) for mark in marks) >= 3:
             break
     return {"tickmode": "array", "tickvals": marks, "ticktext": [_mark_text(mark) for mark in marks]}
 
@@ -320,4 +331,12 @@ def _mark_text(value: float) -> str:
 
 def _powers(comparison: Data) -> Data:
     values = list(dict.fromkeys(point[comparison["sweep"]] for point in comparison["points"]))[::2]
-    return {"tickmode": "array", "tickvals": values, "ticktext": [units.say_tokens(value) for value in values]}
+    low, high = (log10(end(point[comparison["sweep"]] for point in comparison["points"])) for end in (min, max))
+    # A range of its own: words beside a crossing would stretch the axis.
+    around = {"range": [low - 0.05 * (high - low), high + 0.05 * (high - low)]} if high > low else {}
+    return {
+        "tickmode": "array",
+        "tickvals": values,
+        "ticktext": [units.say_tokens(value) for value in values],
+        **around,
+    }

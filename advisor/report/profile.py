@@ -87,7 +87,9 @@ def notes(entry: dict[str, Any]) -> list[str]:
         told = ", ".join(f"{phase} {ratio:.2f}x" for phase, ratio in entry["ratio"].items())
         lines.append(f"took {told} the predicted time of this very run")
     ran = ", ".join(f"{key} {value}" for key, value in entry["ran"].items() if not isinstance(value, dict | list))
-    return [*lines, *([f"ran: {ran}"] if ran else []), *entry["notes"]]
+    stated = bool(entry["range"]["prefill_ms"] or entry["range"]["decode_ms_per_token"])
+    rests = [f"range: {entry['range']['why']}"] if stated else []
+    return [*lines, *([f"ran: {ran}"] if ran else []), *rests, *entry["notes"]]
 
 
 def _prefill(entry: dict[str, Any]) -> str:
@@ -103,10 +105,10 @@ def _decode(entry: dict[str, Any]) -> str:
     text = units.say_rate(entry["decode"]["tokens_per_second_per_user"])
     if bounds is None:
         return text
-    half = (1e3 / bounds[0] - 1e3 / bounds[1]) / 2
-    return units.say_spread(text, units.say_rate(half))
+    slow, fast = (units.say_rate(1e3 / bound, "").strip() for bound in reversed(bounds))
+    return f"{text} ({units.say_between(slow, fast)})"
 
 
 def _with_range(value: float, bounds: list[float] | None) -> str:
     text = units.say_ms(value)
-    return text if bounds is None else units.say_spread(text, units.say_ms((bounds[1] - bounds[0]) / 2))
+    return text if bounds is None else f"{text} ({units.say_between(*map(units.say_ms, bounds))})"

@@ -3,14 +3,17 @@
 import re
 import shutil
 import subprocess
+from html import unescape
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from archcompass.advisor.diff import changes
 from archcompass.advisor.pictures import gather
 from archcompass.advisor.recommend import recommend
+from archcompass.advisor.report import figures
 from archcompass.advisor.report.html import page
 from archcompass.advisor.workload import Workload
 
@@ -84,3 +87,19 @@ def test_a_browser_draws_every_chart_without_a_word_on_its_console(report: dict[
     assert int(drawn[1]) == 6
     assert done.stdout.count('class="plot-container') == 6
     assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.55, 0.95), (10.2, 36.0), (20.0, 35.0), (1.0, 2.0), (0.01, 900.0), (1e-3, 1e7)]
+)
+def test_an_axis_has_marks_to_read_and_not_too_many(low: float, high: float) -> None:
+    marks = figures.log_ticks([low, high])["tickvals"]
+    assert 3 <= sum(low <= mark <= high for mark in marks) <= 11
+
+
+def test_the_page_says_what_was_asked_and_how_to_ask_it_again(report: dict[str, Any]) -> None:
+    text = page(report, "archcompass advise workload.yaml -o out/")
+    assert "Asked: context 128k, breadth broad, recall high, concurrency 4, gpu h100-sxm" in text
+    given = re.findall(r"<pre>(.*?)</pre>", text, re.S)[-1]
+    again = Workload(**yaml.safe_load(unescape(given)))
+    assert recommend(again).model_dump(mode="json") == report["recommendation"]
