@@ -184,6 +184,12 @@ def say_spread(value: str, half: str) -> str:
     return f"{value} ±{number if value.endswith(f' {unit}') else half}"
 
 
+def say_between(low: str, high: str) -> str:
+    """A range whose unit is said once: "4.9 to 15 s", "758 ms to 1.1 s"."""
+    number, _, unit = low.rpartition(" ")
+    return f"{number if high.endswith(f' {unit}') else low} to {high}"
+
+
 NEARLY = 0.9995
 """From this share of a unit on, three figures would round up to it."""
 

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 from archcompass.blocks.base import Op, Step
 from archcompass.blocks.model.spec import ModelSpec
-from archcompass.profiles.efficiency import Efficiency, seconds
+from archcompass.profiles.efficiency import ACCELERATOR, Efficiency, seconds
 from archcompass.profiles.hardware import Hardware
 from archcompass.profiles.ledger import Memory, memory, plain_matrices
 from archcompass.profiles.request import Request
@@ -130,7 +130,7 @@ def predict(
         InputError: an engine that has no data for this machine.
     """
     ledger = memory(spec, request, hardware)
-    table = efficiency or efficiency_of(hardware, request.engine)
+    table = known_for(spec, efficiency or efficiency_of(hardware, request.engine))
     steps = [(1, request.step(request.prompt))] if request.training else request.prefill_steps()
     low, high = ({phase: factors[side] for phase, factors in table.spread.items()} for side in (0, 1))
     if not ledger.fits:
@@ -164,6 +164,21 @@ def predict(
         basis=table.name,
         notes=(*ledger.notes, *_notes(prefill, decode, table)),
     )
+
+
+def known_for(spec: ModelSpec, table: Efficiency) -> Efficiency:
+    """`table` as far as it can speak of `spec`: a fit that never saw some of its kinds of operation is no better than a data
+    sheet, and neither is its range."""
+    learned = table.made.get("kinds")
+    strange = {op.kind for op in spec.work(Request().step(1))} - set(learned or ()) if learned else ()
+    if not strange:
+        return table
+    spread = {
+        phase: (min(low, table.spread[phase][0]), max(high, table.spread[phase][1]))
+        for phase, (low, high) in ACCELERATOR.spread.items()
+    }
+    name = f"{table.name}, none of them for a model with {', '.join(sorted(strange))}"
+    return replace(table, name=name, source="roofline", spread=spread)
 
 
 def call(spec: ModelSpec, step: Step, request: Request, hardware: Hardware, table: Efficiency) -> Call:
@@ -342,11 +357,16 @@ def _exchanges(spec: ModelSpec, step: Step, cards: int) -> list[Op]:
 
 
 def _pipelined(whole: Call, request: Request, cards: int) -> Call:
-    """Pieces of a prompt follow each other from card to card: m pieces on c cards take (m + c - 1) / (m c) of the time."""
-    pieces = max(1.0, request.batch * request.prompt / PIPELINE_TOKENS)
-    share = (pieces + cards - 1) / (pieces * cards)
+    share = pipelined(request, cards)
     parts = tuple(part._replace(ms=part.ms * share) for part in whole.parts)
     return Call(ms=sum(part.ms for part in parts), flops=whole.flops, parts=parts, launch_bound=whole.launch_bound)
+
+
+def pipelined(request: Request, cards: int) -> float:
+    """Share of one card's time that a prompt takes on several, its pieces following each other from card to card: m pieces on
+    c cards take (m + c - 1) / (m c)."""
+    pieces = max(1.0, request.batch * request.prompt / PIPELINE_TOKENS)
+    return (pieces + cards - 1) / (pieces * cards)
 
 
 def _with_update(step: Call, spec: ModelSpec, request: Request, hardware: Hardware, table: Efficiency) -> Call:

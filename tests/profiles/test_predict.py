@@ -7,6 +7,7 @@ import time
 import pytest
 
 from archcompass.blocks.model.spec import ModelSpec
+from archcompass.blocks.zoo import published
 from archcompass.profiles.hardware import find
 from archcompass.profiles.predict import owned_work, predict
 from archcompass.profiles.request import Request
@@ -103,3 +104,12 @@ def test_predicting_needs_no_torch() -> None:
         "sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
+
+
+def test_a_fit_that_never_saw_a_kind_of_operation_does_not_claim_to_know_it() -> None:
+    card, request = find("rtx-4090"), Request(prompt=1024, engine="llama.cpp")
+    known, strange = (predict(published(name), request, card) for name in ("llama-3.1-8b", "mamba2-2.7b"))
+    assert (known.source, strange.source) == ("calibrated", "roofline")
+    assert "scan" in strange.basis
+    assert strange.high["prefill"] >= known.high["prefill"]
+    assert strange.low["prefill"] <= known.low["prefill"]
