@@ -3,10 +3,11 @@
     python benchmarks/cpu_delta_scan.py [--rounds 7] [--threads 1 2] [--output benchmarks/results/cpu_delta_scan.json]
 
 For a Gated DeltaNet layer and a Mamba-1 layer (width 768, 2048 tokens) it times the layer, its floor (projections and
-convolution alone), the operation inside, and the same operation as a loop over tokens; and a single step against the
-matrix-vector products it cannot do without. Candidates take turns, round by round, so that a busy machine slows all of
-them alike; medians of wall time and of processor time are kept, and the least processor time. With one thread the ratios
-are of processor time, which other programs disturb less; on a busy machine believe those of the least.
+convolution alone), the operation inside, and the same operation as a loop over tokens; a single step against the
+matrix-vector products it cannot do without; and, with one thread, both operations through torch.compile. Candidates take
+turns, round by round, so that a busy machine slows all of them alike; medians of wall time and of processor time are kept,
+and the least processor time. With one thread the ratios are of processor time, which other programs disturb less; on a
+busy machine believe those of the least.
 """
 
 from __future__ import annotations
@@ -114,6 +115,25 @@ def step_candidates(dtype: torch.dtype) -> dict[str, Run]:
     }
 
 
+def compiled_candidates(dtype: torch.dtype) -> dict[str, Run]:
+    """Both operations as they are and through torch.compile, over fewer tokens: every chunk is compiled by itself."""
+    time, delta, scan = 512, torch.compile(delta_rule), torch.compile(selective_scan)
+    q, k = (normalize(torch.randn(1, time, 6, 128), dim=-1).to(dtype) for _ in range(2))
+    v, beta, log_decay = (
+        torch.randn(1, time, 12, 128, dtype=dtype),
+        torch.rand(1, time, 12),
+        -torch.rand(1, time, 12) / 10,
+    )
+    x, dt = torch.randn(1, time, 1536, dtype=dtype), softplus(torch.randn(1, time, 1536) - 4).to(dtype)
+    B, A = torch.randn(1, time, 16, dtype=dtype), -torch.arange(1.0, 17.0).expand(1536, 16).contiguous()
+    return {
+        "delta rule": lambda: delta_rule(q, k, v, beta, log_decay),
+        "delta rule, compiled": lambda: delta(q, k, v, beta, log_decay),
+        "selective scan": lambda: selective_scan(x, dt, A, B, B),
+        "selective scan, compiled": lambda: scan(x, dt, A, B, B),
+    }
+
+
 def measured(candidates: dict[str, Run], rounds: int) -> dict[str, dict[str, float]]:
     """Median wall and processor milliseconds of each candidate; they take turns."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in candidates}
@@ -142,6 +162,8 @@ def ratios(taken: dict[str, dict[str, float]], clock: str) -> dict[str, float]:
         "token_loop_over_operation": ("token loop", "operation"),
         "materialised_loop_over_operation": ("token loop, materialised", "operation"),
         "step_over_matrix_vector_products": ("operation", "matrix-vector products"),
+        "compiled_over_delta_rule": ("delta rule, compiled", "delta rule"),
+        "compiled_over_selective_scan": ("selective scan, compiled", "selective scan"),
     }
     return {
         name: round(taken[one][clock] / taken[other][clock], 2)
@@ -157,12 +179,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "cpu_delta_scan.json")
     options = parser.parse_args()
     makers = {"gated delta net": delta_candidates, "mamba": scan_candidates, "hundred steps": step_candidates}
+    compiled = {"512 tokens, compiled": compiled_candidates}
     rows: list[dict[str, Any]] = []
     for threads in options.threads:
         torch.set_num_threads(threads)
         clock = "processor_ms" if threads == 1 else "wall_ms"
         for dtype in (torch.float32, torch.bfloat16):
-            for case, make in makers.items():
+            for case, make in (makers | (compiled if threads == 1 else {})).items():
                 torch.manual_seed(0)
                 with torch.no_grad():
                     taken = measured(make(dtype), options.rounds)
