@@ -22,7 +22,7 @@ from archcompass.blocks.model.spec import ModelSpec
 from archcompass.blocks.zoo import names, published
 from archcompass.errors import ArchcompassError
 from archcompass.profiles.efficiency import ACCELERATOR, Efficiency, adapted
-from archcompass.profiles.hardware import Hardware, find
+from archcompass.profiles.hardware import FP16_SUMS, Hardware, find
 from archcompass.profiles.predict import PIPELINE_TOKENS, pipelined, predict
 from archcompass.profiles.request import Request
 
@@ -184,6 +184,7 @@ def best_fit(rows: list[Row]) -> dict[str, Any]:
     fit: dict[str, Any] = {
         "read": 1.0, "products": 1.0, "experts": 1.0, "layer_seconds": 60e-6, "step_seconds": 126e-6,
         "spread": {"prefill": [0.5, 2.0], "decode": [0.5, 2.0]}, "made": {}, "by_kind": {},
+        "computes": FP16_SUMS if rows[0].engine == "llama.cpp" else "",
     }  # fmt: skip
     grids = {
         "decode": (("read", (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)),

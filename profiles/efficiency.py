@@ -107,6 +107,7 @@ class Efficiency:
         layer_seconds, step_seconds: constants per layer and per forward call.
         launches: seconds of starting one small kernel, "eager" and from a CUDA "graph"; empty where nothing is launched.
         overlaps: whether starting kernels runs ahead of the kernels themselves (accelerators), or adds to them.
+        computes: the rate that everything runs at in 16 bits, where it is not that of its dtype (`hardware.FP16_SUMS`).
         peaks: measured FLOP/s by dtype and "bandwidth" that stand for the data sheet's, where there are any.
         spread: (low, high) factors on a predicted time, for prefill and decode.
         training: seconds of a training step over three times the forward pass, by "block:dtype", "head:dtype", and
@@ -120,6 +121,7 @@ class Efficiency:
     layer_seconds: float
     step_seconds: float
     overlaps: bool
+    computes: str = ""
     peaks: Mapping[str, float] = field(default_factory=dict, hash=False)
     spread: Mapping[str, tuple[float, float]] = field(default_factory=dict, hash=False)
     launches: Mapping[str, float] = field(default_factory=dict, hash=False)
@@ -247,7 +249,7 @@ def adapted(base: Efficiency, fit: Mapping[str, Any], name: str) -> Efficiency:
 
     Args:
         fit: "read" (factor on bandwidth), "products" and "experts" (factors on arithmetic), "layer_seconds",
-            "step_seconds", "spread" by phase, and "made": which rows it was fitted to.
+            "step_seconds", "spread" by phase, "computes" (see `Efficiency`), and "made": which rows it was fitted to.
     """
     kinds = {
         kind: KindEfficiency(
@@ -264,6 +266,7 @@ def adapted(base: Efficiency, fit: Mapping[str, Any], name: str) -> Efficiency:
         layer_seconds=fit["layer_seconds"],
         step_seconds=fit["step_seconds"],
         overlaps=base.overlaps,
+        computes=fit.get("computes", ""),
         spread={phase: (float(low), float(high)) for phase, (low, high) in fit["spread"].items()},
         made=fit["made"],
     )

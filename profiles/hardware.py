@@ -21,8 +21,13 @@ MAX_COUNT = 1024
 # One direction, what a copy between cards sees of PCIe: x16 lanes of each generation, in bytes per second.
 _PCIE_BYTES_PER_SECOND = {"3": 13e9, "4": 25e9, "5": 50e9, "6": 100e9}
 
+FP16_SUMS = "fp16_accumulate_fp16"
+"""Products whose sums are fp16 too: twice the rate of ordinary ones on GeForce cards, the same on others."""
+
 # What computes instead where a machine has no unit for a dtype: quantised weights are widened first.
-_INSTEAD = {"fp4": "fp8", "fp8": "bf16", "int8": "bf16", "bf16": "fp16", "fp16": "fp32"}
+_INSTEAD = {
+    "fp4": "fp8", "fp8": "bf16", "int8": "bf16", FP16_SUMS: "fp16", "bf16": "fp16", "fp16": "fp32",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +43,7 @@ class Hardware:
         memory_bytes: usable by a process, of one card.
         memory_gb: as marketed, of one card.
         bandwidth_bytes_per_second: of one card's memory.
-        flops: dense FLOP/s of one card by dtype ("fp32", "bf16", "fp16", "fp8", "int8", "fp4").
+        flops: dense FLOP/s of one card by dtype ("fp32", "bf16", "fp16", "fp8", "int8", "fp4", and `FP16_SUMS`).
         link_bytes_per_second: from one card to its peers, one direction.
         is_cpu: whether it is a processor and not an accelerator.
         architecture: the vendor's generation.

@@ -288,7 +288,7 @@ def time_of(
     bandwidth = table.peaks.get("bandwidth", hardware.bandwidth_bytes_per_second) * cards
     for owner, op in operations:
         curves = table.of(op, owner)
-        rate = (table.peaks.get(op.compute) or hardware.rate(op.compute)) * cards
+        rate = (table.peaks.get(op.compute) or hardware.rate(table.computes or op.compute)) * cards
         if op.kind == "collective":
             spent = op.bytes / hardware.link_bytes_per_second / curves.memory.at(op.bytes) + _MESSAGE_SECONDS
         else:
