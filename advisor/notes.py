@@ -11,6 +11,8 @@ from archcompass.advisor.sizing.ask import Ask
 from archcompass.advisor.sizing.search import Sized
 from archcompass.advisor.sizing.shapes import Family
 from archcompass.advisor.units import say_bytes, say_count, say_tokens
+from archcompass.profiles.ledger import memory
+from archcompass.profiles.request import Request
 
 SMALLER = {
     "forecast": "Forecasting needs no language model: what is sized is a small model trained on series; compare a statistical "
@@ -61,6 +63,23 @@ def _machines(ask: Ask) -> str | None:
     )
 
 
+TRAINED_ON = 2048
+"""Tokens of a sequence that a small model of a stream is trained on at a time."""
+
+
+def _trained(ask: Ask, family: Family | None, sizes: Mapping[Family, Sized]) -> str | None:
+    """What training takes, where a model is sized by running it and trained all the same."""
+    if ask.reading.workload.mode != "training" or not ask.serves or family is None:
+        return None
+    step = Request(batch=1, prompt=TRAINED_ON, generate=0, mode="training", recompute="full")
+    held = memory(sizes[family].spec, step, ask.hardware).total_bytes
+    where = "here too" if held <= ask.capacity_bytes else "on a larger card"
+    return (
+        f"Sized to run here, at {sizes[family].precision}. It is trained in 16 bits {where}: one sequence of "
+        f"{say_tokens(TRAINED_ON)} tokens at a time takes {say_bytes(held)}, activations computed twice."
+    )
+
+
 def notes(ask: Ask, family: Family | None, sizes: Mapping[Family, Sized]) -> list[str]:
     """Everything worth a sentence, most important first."""
     reading = ask.reading
@@ -72,6 +91,7 @@ def notes(ask: Ask, family: Family | None, sizes: Mapping[Family, Sized]) -> lis
         _stands_in(ask, family, sizes),
         _from_nothing(reading, family),
         _machines(ask),
+        _trained(ask, family, sizes),
         _offload(reading, sizes),
     ]
     return [sentence for sentence in said if sentence]

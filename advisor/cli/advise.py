@@ -54,7 +54,10 @@ def advise_on(
     from archcompass.advisor.advise import advise as run
     from archcompass.advisor.advise import write
     from archcompass.advisor.report.terminal import show
+    from archcompass.blocks.model.files import check_folder
 
+    if out is not None:
+        check_folder(out)
     kept = "nothing was kept (no -o)" if out is None else f"{out} is as it was: its files are written at the end"
     with keeping(kept):
         with progress("advising") as update:

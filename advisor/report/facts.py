@@ -18,7 +18,7 @@ def sentence(data: Data) -> str:
     )
     system = pick["memory"].get("system_bytes")
     left += f", {units.say_bytes(system)} of experts in system memory" if system else ""
-    what = "trains on" if data["workload"]["mode"] != "inference" else "fits"
+    what = "trains on" if data["workload"]["mode"] == "finetuning" or _trains(data) else "fits"
     return f"{family} · {size(pick)} · {pick['precision']} · {what} your {machine['name']} with {left}"
 
 

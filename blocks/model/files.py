@@ -96,6 +96,19 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def check_folder(folder: Path) -> None:
+    """Whether files could be written to a folder that may not be there yet: asked before work of minutes, nothing is made.
+
+    Raises:
+        FileFormatError: something is in the way, or may not be written to.
+    """
+    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not nearest.is_dir():
+        raise FileFormatError(f"{folder} cannot be made: {nearest} is no folder")
+    if not os.access(nearest, os.W_OK):
+        raise FileFormatError(f"{folder} cannot be written to: {nearest} is read-only for you")
+
+
 def make_folder(folder: Path) -> None:
     """Makes a folder and those above it, if need be.
 

@@ -429,16 +429,26 @@ def test_a_place_that_cannot_be_written_to_is_named(
     assert (place / "file").read_text() == "x"
 
 
+def test_advise_looks_at_its_folder_before_it_measures(cli: Cli, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "file").write_text("x")
+    monkeypatch.setattr("archcompass.advisor.advise.advise", lambda *_, **__: pytest.fail("minutes were spent"))
+    done = cli("advise", "--gpu", "l4", "-o", "file/out")
+    assert done.code == 2
+    assert "file/out cannot be made" in done.err
+    assert (place / "file").read_text() == "x"
+
+
 READ_ONLY = """
 import os, sys
-from archcompass.blocks.model.files import FileFormatError, write_text
+from archcompass.blocks.model.files import FileFormatError, check_folder, write_text
 from pathlib import Path
 if os.geteuid() == 0:
     os.setuid(65534)  # nothing is read-only for root
-try:
-    write_text(Path(sys.argv[1]) / "model.yaml", "text")
-except FileFormatError as error:
-    print(error)
+for write in (lambda folder: write_text(folder / "model.yaml", "text"), lambda folder: check_folder(folder / "out")):
+    try:
+        write(Path(sys.argv[1]))
+    except FileFormatError as error:
+        print(error)
 """
 
 
@@ -447,7 +457,10 @@ def test_a_read_only_folder_is_named() -> None:
         os.chmod(folder, 0o555)
         command = [sys.executable, "-P", "-c", READ_ONLY, folder]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-        assert done.stdout.strip() == f"{folder}/model.yaml cannot be written: Permission denied"
+        assert done.stdout.splitlines() == [
+            f"{folder}/model.yaml cannot be written: Permission denied",
+            f"{folder}/out cannot be written to: {folder} is read-only for you",
+        ]
         assert not list(Path(folder).iterdir())
 
 
