@@ -29,6 +29,7 @@ from archcompass.kernels.decay import (
     strong_heads,
     vector_decayed_scores,
 )
+from archcompass.kernels.linear import products
 from archcompass.kernels.linear_attention.centred import centred_chunks
 
 # Elements of the largest temporary tensor that is still in a core's cache when it is read again.
@@ -150,9 +151,9 @@ def _chunks_of_heads(
     scores = (q @ k.mT).tril(-1 if exclusive else 0)
     weights = scores.unsqueeze(3) * decay_matrix(fading.read, fading.running).to(v.dtype)
     inside = (weights @ v.permute(0, 1, 3, 4, 2, 5)).permute(0, 1, 4, 2, 3, 5)
-    written = k.mT @ (v * fading.to_end).flatten(4).transpose(2, 3)
+    written = products(k.mT, (v * fading.to_end).flatten(4).transpose(2, 3))
     states, state = _pass_state(written, fading.through, state)
-    across = (q @ states.to(q.dtype)).transpose(2, 3).reshape(v.shape)
+    across = products(q, states.to(q.dtype)).transpose(2, 3).reshape(v.shape)
     return torch.addcmul(inside, across, fading.from_start), state
 
 
