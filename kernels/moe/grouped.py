@@ -177,27 +177,45 @@ def _backward(
     grad: Tensor, before: Tensor, x: Tensor, weights: Tensor, chosen: Tensor, experts: Experts
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, weights, both matrices and both biases (empty where there is none)."""
-    gate_up, down, gate_up_bias, down_bias = experts.tensors()
-    groups = by_expert(chosen, gate_up.shape[0])
-    wide = torch.promote_types(x.dtype, torch.float32)
-    rows, g = (t.index_select(0, groups.token) for t in (x, grad))
+    groups = by_expert(chosen, experts.down.shape[0])
     scale = weights.flatten()[groups.order, None]
-    inner = experts.activation(before)
-    d_inner = multiply(g, down, None, groups)  # not yet multiplied by the routing weight
-    d_before = experts.activation.backward(d_inner if experts.scale_input else d_inner * scale, before)
-    d_rows = multiply(d_before, gate_up, None, groups)
-    if experts.scale_input:
-        d_scale = (d_rows * rows).sum(-1, dtype=wide)
-        d_rows, rows = d_rows * scale, rows * scale
-    else:
+    pairs = grad.index_select(0, groups.token)
+    d_inner, of_outputs, d_down, d_down_bias = _through_down(pairs, experts.activation(before), scale, experts, groups)
+    del pairs  # as large as all tokens' choices together
+    d_before = experts.activation.backward(d_inner, before)
+    pairs = x.index_select(0, groups.token)
+    d_rows, of_inputs, d_gate_up, d_gate_up_bias = _through_gate_up(d_before, pairs, scale, experts, groups)
+    d_scale = (of_inputs if experts.scale_input else of_outputs).to(weights.dtype)
+    d_weights = torch.empty_like(weights).view(-1).index_copy_(0, groups.order, d_scale).view_as(weights)
+    d_x = _combine(d_rows, groups.order, chosen.shape, None)
+    return d_x, d_weights, d_gate_up, d_down, d_gate_up_bias, d_down_bias
+
+
+def _through_down(
+    grad: Tensor, inner: Tensor, scale: Tensor, experts: Experts, groups: "Groups"
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the inner rows, of the scale of each output, of `down` and its bias. Overwrites grad [pairs, hidden]."""
+    d_inner, d_scale = multiply(grad, experts.down, None, groups), scale
+    if not experts.scale_input:
+        wide = torch.promote_types(grad.dtype, torch.float32)
         d_scale = (d_inner * inner).sum(-1, dtype=wide)
-        if down_bias is not None:
-            d_scale += (g * down_bias[groups.chosen]).sum(-1, dtype=wide)
-        g = g * scale
-    d_weights = torch.empty_like(weights).view(-1).index_copy_(0, groups.order, d_scale.to(weights.dtype))
-    d_gate_up, d_down = _weight_gradients(d_before, rows, gate_up, groups), _weight_gradients(g, inner, down, groups)
-    d_biases = (_row_sums(d_before, gate_up_bias, groups), _row_sums(g, down_bias, groups))
-    return _combine(d_rows, groups.order, chosen.shape, None), d_weights.view_as(weights), d_gate_up, d_down, *d_biases
+        if experts.down_bias is not None:
+            d_scale += (grad * experts.down_bias[groups.chosen]).sum(-1, dtype=wide)
+        grad, d_inner = grad.mul_(scale), d_inner.mul_(scale)
+    d_down = _weight_gradients(grad, inner, experts.down, groups)
+    return d_inner, d_scale, d_down, _row_sums(grad, experts.down_bias, groups)
+
+
+def _through_gate_up(
+    grad: Tensor, rows: Tensor, scale: Tensor, experts: Experts, groups: "Groups"
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the rows, of the scale of each, of `gate_up` and its bias. Overwrites rows [pairs, hidden]."""
+    d_rows, d_scale = multiply(grad, experts.gate_up, None, groups), scale
+    if experts.scale_input:
+        d_scale = (d_rows * rows).sum(-1, dtype=torch.promote_types(rows.dtype, torch.float32))
+        d_rows, rows = d_rows.mul_(scale), rows.mul_(scale)
+    d_gate_up = _weight_gradients(grad, rows, experts.gate_up, groups)
+    return d_rows, d_scale, d_gate_up, _row_sums(grad, experts.gate_up_bias, groups)
 
 
 def _single_token(x: Tensor, weights: Tensor, chosen: Tensor, experts: Experts) -> Tensor:
