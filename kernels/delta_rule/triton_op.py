@@ -109,7 +109,7 @@ def delta_rule_op(
 
 @delta_rule_op.register_fake
 def _(q, k, v, beta, log_decay, state, first, length, bounds, scale, chunk):
-    squares = v.new_empty((2, first.shape[0], v.shape[1], chunk, chunk))
+    squares = (v.new_empty((first.shape[0], v.shape[1], chunk, chunk)) for _ in range(2))
     return v.new_empty(v.shape), state.new_empty(state.shape), *squares
 
 
@@ -184,7 +184,7 @@ def dplr_op(
 
 @dplr_op.register_fake
 def _(q, k, v, a, b, log_decay, state, first, length, bounds, scale, chunk):
-    squares = v.new_empty((4, first.shape[0], v.shape[1], chunk, chunk))
+    squares = (v.new_empty((first.shape[0], v.shape[1], chunk, chunk)) for _ in range(4))
     return v.new_empty(v.shape), state.new_empty(state.shape), *squares
 
 

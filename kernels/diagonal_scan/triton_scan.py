@@ -78,7 +78,7 @@ def scan(log_decay: Tensor, inputs: Tensor, first: Tensor, segments: int) -> tup
         first = _between_segments(first, added, total)
         last = torch.empty_like(first)
     _diagonal_kernel[grid](log_decay, inputs, first, out, last, None, *sizes, **options)
-    return out, last[:, -1].contiguous() if segments > 1 else last
+    return out, last[:, -1].clone(memory_format=torch.contiguous_format) if segments > 1 else last
 
 
 def _between_segments(first: Tensor, added: Tensor, total: Tensor) -> Tensor:

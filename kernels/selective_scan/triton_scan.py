@@ -234,7 +234,11 @@ def scan(
         x, dt, A, B, C, D, gate, first, bounds, y, last, None, None if kept_bounds is None else kept, kept_bounds,
         channels, **options, enable_fp_fusion=True,
     )  # fmt: skip
-    return y, last[segments - 1 :: segments].contiguous() if segments > 1 else last, kept
+    return (
+        y,
+        last[segments - 1 :: segments].clone(memory_format=torch.contiguous_format) if segments > 1 else last,
+        kept,
+    )
 
 
 def _room_for_shares(first: Tensor, segments: int) -> tuple[Tensor, Tensor]:
@@ -274,7 +278,7 @@ def scan_backward(
         x, dt, A, B, C, bounds, kept, kept_bounds, dy, dlast, scratch, dx, ddt, dA, dB, dC, dfirst,
         channels, tokens, KEEP=KEEP_EVERY, **options,
     )  # fmt: skip
-    dfirst = dfirst[::segments].contiguous() if segments > 1 else dfirst
+    dfirst = dfirst[::segments].clone(memory_format=torch.contiguous_format) if segments > 1 else dfirst
     return dx, ddt, dA.sum(0), dB.sum(0).to(B.dtype), dC.sum(0).to(C.dtype), dfirst
 
 
