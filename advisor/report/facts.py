@@ -252,9 +252,9 @@ def _beside(entry: Data, phase: str) -> str:
 def following(profile: Data | None, folder: str, question: str) -> str:
     """What to do next, with the same question."""
     if profile is None:
-        words = f" {question}" if question else ""
-        commands = [f"advise{words} -o out/", f"compare{words} --sweep context", f"recommend{words} --explain"]
-        return "  ·  ".join(f"archcompass {command}" for command in commands)
+        advise = f"archcompass advise {question} -o out/" if question else "archcompass advise -o out/"
+        kept = "out/workload.yaml"
+        return f"{advise}; then archcompass compare {kept} --sweep context  ·  archcompass recommend {kept} --explain"
     at = f"{folder}/" if folder else ""
     check = f"on the card: archcompass profile {at}model.yaml --device cuda"
     return f"{check}  ·  archcompass verify {at}model.yaml  ·  archcompass compare {at}workload.yaml --sweep context"
