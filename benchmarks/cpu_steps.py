@@ -104,7 +104,9 @@ def main() -> None:
         clock = time.process_time if threads == 1 else time.perf_counter
         for dtype in (torch.float32, torch.bfloat16):
             for kind in KINDS:
-                spec, width = known_blocks()[kind].typical()
+                ordinary = known_blocks()[kind].typical()
+                assert ordinary is not None, kind
+                spec, width = ordinary
                 with torch.inference_mode():
                     taken = microseconds(candidates(spec, width, dtype), options.rounds, clock)
                 floor = taken["matrix-vector products"]
