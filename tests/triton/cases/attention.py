@@ -192,6 +192,7 @@ FORWARD = frozenset({"_attention_forward_kernel"})
 BACKWARD = frozenset({"_attention_backward_keys_kernel", "_attention_backward_queries_kernel"})
 # At width 256 on the smallest register files: two registers of 128.
 SPILLS = {f"_attention_backward_queries_kernel@{capability}": 8 for capability in (86, 89)}
+SPILLS |= {"_attention_backward_keys_kernel@100": 8}  # with Triton 3.6; none with 3.9
 SPLIT = frozenset({"_attention_split_kernel"})
 LATENT_BACKWARD = frozenset({"_latent_backward_keys_kernel", "_latent_backward_queries_kernel"})
 SPARSE_BACKWARD = frozenset({"_sparse_backward_keys_kernel", "_sparse_backward_queries_kernel"})
@@ -232,7 +233,11 @@ COMPILATIONS = [
         for d in (64, 128, 256)
     ),
     Compilation(
-        name="backward-rich", launch=_backward(RICH, 2, 2048, 2048, 32, 8, 128, 128), dots=BACKWARD, short=False
+        name="backward-rich",
+        launch=_backward(RICH, 2, 2048, 2048, 32, 8, 128, 128),
+        dots=BACKWARD,
+        spill_bytes=SPILLS,
+        short=False,
     ),
     *(
         Compilation(
