@@ -190,11 +190,25 @@ def line(one: dict[str, Any]) -> str:
     )
 
 
+def renewed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What is kept, with `rows` in the place of those that asked the same."""
+
+    def question(one: dict[str, Any]) -> tuple[Any, ...]:
+        return one["model"], one["phase"], one["tokens"], one["precision"]
+
+    before = json.loads(TARGET.read_text(encoding="utf-8"))["rows"] if TARGET.is_file() else []
+    asked = {question(one): one for one in rows}
+    known = [asked.pop(question(one), one) for one in before]
+    return [*known, *asked.values()]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--phases", choices=("all", "inference", "training"), default="all")
-    parser.add_argument("--only", nargs="*", default=[], help="models whose name contains one of these")
-    parser.add_argument("--write", action="store_true", help="keep the rows in benchmarks/results/memory.json")
+    parser.add_argument(
+        "--only", nargs="*", default=[], help="models whose name contains one of these, beside kept rows"
+    )
+    parser.add_argument("--write", action="store_true", help="renew these rows in benchmarks/results/memory.json")
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
     for spec in models():
@@ -207,6 +221,7 @@ def main() -> None:
     errors = [abs(one["ratio"] - 1) for one in rows]
     print(f"{len(rows)} rows: median {median(errors):.2%}, worst {max(errors):.2%}")
     if arguments.write:
+        rows = renewed(rows)
         made = {"date": datetime.date.today().isoformat(), "torch": torch.__version__}
         TARGET.write_text(json.dumps({"made": made, "rows": rows}, indent=1) + "\n", encoding="utf-8")
 

@@ -146,8 +146,9 @@ class Attention(Block):
         peak = projected + turned + queries + max(width, gated)
         saved = projected + queries + (turned and turned + keys) + gated
         normed = 8 * (queries + keys) if self.qk_norm != "none" else 0
-        # A single step on a processor reads keys and values in float32.
-        stepped = step.new_tokens == 1 and not step.fused and step.element_bytes < 4
+        # A single step on a processor reads keys and values in float32, unless several query heads share them.
+        alone = self.num_attention_heads == self.num_key_value_heads
+        stepped = alone and step.new_tokens == 1 and not step.fused and step.element_bytes < 4
         wide = 8.0 * step.batch * self._visible(step.context) * keys if stepped else 0.0
         return Live(
             peak_bytes=step.tokens * peak * step.element_bytes + wide,
