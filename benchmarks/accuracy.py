@@ -33,7 +33,7 @@ from archcompass.blocks.model.spec import ModelSpec
 from archcompass.blocks.zoo import names, published
 from archcompass.errors import ArchcompassError
 from archcompass.profiles.calibrate import calibrate
-from archcompass.profiles.efficiency import Efficiency, fastest, from_json, to_json
+from archcompass.profiles.efficiency import Efficiency, fastest, from_json, shipped, to_json
 from archcompass.profiles.hardware import Hardware, find
 from archcompass.profiles.measure import build, heap
 from archcompass.profiles.measure.clock import repeat
@@ -230,6 +230,15 @@ def spread(rows: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
     return found
 
 
+def within(rows: list[dict[str, Any]], table: Efficiency) -> dict[str, float]:
+    """Share of measured times that lie in the range `table` states around its predictions; eight of ten are meant to."""
+    found = {}
+    for phase, (low, high) in table.spread.items():
+        ratios = [row["ratio"] for row in rows if row["phase"] == phase]
+        found[phase] = sum(low <= 1 / ratio <= high for ratio in ratios) / max(len(ratios), 1)
+    return found
+
+
 def kept(table: Efficiency, here: Hardware) -> None:
     """Writes `table` where the package finds it."""
     target = TABLES / f"{file_name(here)}.json"
@@ -237,13 +246,14 @@ def kept(table: Efficiency, here: Hardware) -> None:
     print(f"kept {target.name}")
 
 
-def documented(rows: list[dict[str, Any]]) -> None:
-    """Rewrites the table of errors in docs/accuracy.md, between its two marks."""
+def documented(rows: list[dict[str, Any]], covered: dict[str, float]) -> None:
+    """Rewrites the table of errors in docs/accuracy.md, between its marks; `covered` by the range shipped before."""
     begin, end = "<!-- accuracy.py writes this table -->\n", "<!-- until here -->"
     names = {"prefill": "prefill, up to 1,024 tokens", "decode": "decode", "training": "training step"}
-    lines = ["| phase | rows | median | 90th percentile |", "|---|---|---|---|"]
+    lines = ["| phase | rows | median | 90th percentile | in the range stated before |", "|---|---|---|---|---|"]
     lines += [
-        f"| {names[phase]} | {found['rows']} | {found['median_error']:.1%} | {found['p90_error']:.1%} |"
+        f"| {names[phase]} | {found['rows']} | {found['median_error']:.1%} | {found['p90_error']:.1%} "
+        f"| {format(covered[phase], '.0%') if phase in covered else '-'} |"
         for phase, found in summary(rows).items()
         if phase in names
     ]
@@ -280,8 +290,10 @@ def main() -> None:
     rows = [row for spec in chosen if spec.name in found for row in rows_of(spec, found[spec.name], table, here)]
     told(rows, failed)
     if arguments.ship:
+        before = shipped(file_name(here)) or efficiency_of(here)
+        again = [row for spec in chosen if spec.name in found for row in rows_of(spec, found[spec.name], before, here)]
         kept(replace(table, spread=spread(rows)), here)
-        documented(rows)
+        documented(rows, within(again, before))
     written(rows, failed, load_before, arguments.out or RESULTS / f"accuracy-{file_name(here)}.json")
 
 

@@ -375,8 +375,8 @@ def _parts(call: Call) -> list[PartMs]:
 
 def _why(prediction: Prediction) -> str:
     if prediction.source == "calibrated":
-        return f"eight of ten rows that {prediction.basis} was held to lie in it"
-    return f"an estimate from {prediction.basis}; nothing was measured on this machine"
+        return f"{prediction.basis}: eight of ten measured times lie in it"
+    return f"{prediction.basis}; nothing was measured on this machine"
 
 
 def _check(called: str, request: Request, hardware: Hardware | None) -> str:
