@@ -282,3 +282,22 @@ def test_experts_whose_shapes_do_not_fit_are_refused() -> None:
         moe_mlp(weights=weights, experts=chosen, **given, down_bias=torch.zeros(4, 6))
     with pytest.raises(InputError, match="they need a gate"):
         moe_mlp(weights=weights, experts=chosen, **given, gated=False, limit=1.0)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("settings", ACTIVATIONS.values(), ids=ACTIVATIONS)
+def test_a_step_of_experts_by_columns_equals_their_definition(
+    settings: dict[str, Any], threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("archcompass.kernels.linear.WORTH_A_THREAD", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    torch.manual_seed(0)
+    kind = {"dtype": torch.bfloat16, "requires_grad": False}
+    for bias, scale_input in itertools.product((False, True), (False, True)):
+        given = experts_of(1, 7, 64, 32, gated=settings.get("gated", True), bias=bias, **kind)
+        by_columns = given | {name: given[name].mT.contiguous().mT for name in ("gate_up", "down")}
+        weights, chosen = route(torch.randn(1, 7), 3)
+        y = moe_mlp(weights=weights, experts=chosen, **by_columns, **settings, scale_input=scale_input)
+        wide = {name: tensor.double() for name, tensor in given.items()}
+        exact = moe_mlp(weights=weights.double(), experts=chosen, **wide, **settings, scale_input=scale_input)
+        assert (y.double() - exact).norm() < 2e-2 * exact.norm()
