@@ -250,11 +250,11 @@ BACKWARD_DOTS = frozenset(
 )
 
 # One or two registers that the compiler gives up to fit one more block on a multiprocessor.
-ROUNDING = {"_output_kernel@100": 8, "_output_gradient_kernel@100": 8}
+ROUNDING = {"_output_kernel@100": 8, "_output_gradient_kernel@100": 16, "_vector_scores_kernel@90": 8}
 # The four kinds of scores of DPLR meet in one loop, and twelve registers are missing.
 FOUR_KINDS = ROUNDING | {f"_rows_gradient_kernel@{capability}": 48 for capability in (86, 89, 120)}
 # Three TF32 products for each float32 one: four kinds of rows do not stay in registers.
-FLOAT32 = ROUNDING | {"_writes_kernel@80": 8, "_output_kernel@80": 8, "_rows_gradient_kernel": 256}
+FLOAT32 = ROUNDING | {"_writes_kernel": 8, "_output_kernel@80": 8, "_rows_gradient_kernel": 256}
 
 COMPILATIONS = [
     *(

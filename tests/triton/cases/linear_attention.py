@@ -129,6 +129,7 @@ SPILLS = {
     "_query_key_gradient_kernel@90": 64,  # with Triton 3.6; less with 3.9
     "_query_key_gradient_kernel@100": 32,
     "_state_kernel@100": 8,
+    "_state_gradient_kernel@100": 8,
     "_output_kernel@100": 8,
     "_query_key_gradient_kernel@120": 40,
     "_output_kernel@120": 8,
