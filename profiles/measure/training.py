@@ -21,6 +21,9 @@ from archcompass.profiles.request import Request
 TOKENS = 256
 VOCABULARY, WIDTH = 32000, 768
 
+LEAST = 0.5
+"""A step holds its forward pass, a third of its work, and a backward pass that is no shorter; less than this is noise."""
+
 Forward = Callable[[], torch.Tensor]
 
 
@@ -38,7 +41,7 @@ def training(
             for block, width in blocks
             if time.perf_counter() < deadline
         }
-    return {f"{owner}:{name}": round(min(8.0, max(0.2, value)), 4) for owner, value in found.items()}
+    return {f"{owner}:{name}": round(min(8.0, max(LEAST, value)), 4) for owner, value in found.items()}
 
 
 def optimizer(device: torch.device, table: Efficiency, name: str) -> KindEfficiency:
