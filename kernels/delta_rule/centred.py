@@ -103,7 +103,7 @@ def _one_chunk(terms: CentredTerms, n: int, state: Tensor) -> tuple[Tensor, Tens
     written = terms.inverse[n] @ surprise.flatten(0, 1)
     written = _side_by_side(torch.unflatten(written, 0, (-1, group)))
     out = torch.unflatten(torch.baddbmm(read, terms.mix[n], written), -1, (group, -1)) * terms.coming_out[n]
-    state = state + (rows[:, :chunk].mT @ written).to(state.dtype)  # a mixed sum takes four times as long
+    state = (rows[:, :chunk].mT @ written).to(state.dtype).add_(state)  # a mixed sum takes four times as long
     return out, state if terms.passing is None else state.mul_(terms.passing[n + 1])
 
 

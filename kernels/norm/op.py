@@ -15,7 +15,7 @@ from archcompass.kernels.norm.tiles import WIDEST_GROUP
 
 OPERATION = "rms_norm"
 A_STEP = 1 << 13  # elements of a decoding step, of which torch's own function makes less fuss, with the same roundings
-CACHED_ELEMENTS = 1 << 16  # of a float32 temporary that a core still has in its cache for the next pass
+CACHED_ELEMENTS = 1 << 17  # of a float32 temporary that a core still has in its cache for the next pass
 
 
 @overload
