@@ -249,7 +249,7 @@ def kept(table: Efficiency, here: Hardware) -> None:
 def documented(rows: list[dict[str, Any]], covered: dict[str, float]) -> None:
     """Rewrites the table of errors in docs/accuracy.md, between its marks; `covered` by the range shipped before."""
     begin, end = "<!-- accuracy.py writes this table -->\n", "<!-- until here -->"
-    names = {"prefill": "prefill, up to 1,024 tokens", "decode": "decode", "training": "training step"}
+    names = {"prefill": "prefill, up to 1,024 tokens", "decode": "decode", "training": "training step", "all": "all"}
     lines = ["| phase | rows | median | 90th percentile | in the range stated before |", "|---|---|---|---|---|"]
     lines += [
         f"| {names[phase]} | {found['rows']} | {found['median_error']:.1%} | {found['p90_error']:.1%} "
