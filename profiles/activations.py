@@ -52,9 +52,10 @@ def training_worst(spec: ModelSpec, request: Request, step: Step, cards: int = 1
     parts = {name: _kept(spec, name, request, step) for name in spec.blocks}
     weights = {name: element * block.parameters(spec.hidden_size).total for name, block in spec.blocks.items()}
     order = [name for layer in spec.expanded for name in layer]
-    saved = stream + sum(parts[name].saved_bytes for name in order)
+    saved = sum(parts[name].saved_bytes for name in order)  # the embeddings too: they are what the first norm keeps
     final = spec.norm.live(spec.hidden_size, step).saved_bytes if spec.norm is not None else 0.0
-    moments = [Worst(0.0, saved + final + 2 * stream + spec.head.live(spec.hidden_size, step).peak_bytes)]
+    # No gradient of the stream is alive yet but those that the head counts itself.
+    moments = [Worst(0.0, saved + final + spec.head.live(spec.hidden_size, step).peak_bytes)]
     gradients = element * (counts.head or counts.table)
     left = dict.fromkeys(spec.shared, 1)
     for name in reversed(order):

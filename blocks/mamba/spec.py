@@ -118,7 +118,8 @@ class Mamba(Block):
             fused=step.fused,
         )
         before = channels_alive(step, 4 * inner + sum(self.sections))
-        saved = before + channels_alive(step, inner) + core.saved_bytes
+        # Of the time step what enters the softplus is kept as well, and of the result what enters the output projection.
+        saved = before + channels_alive(step, 2 * inner) + core.saved_bytes
         return Live(peak_bytes=before + core.peak_bytes, saved_bytes=saved * step.training)
 
     @classmethod

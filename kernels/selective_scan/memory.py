@@ -2,9 +2,10 @@
 
 from archcompass.kernels.cost import ceil_div
 from archcompass.kernels.held import Held
+from archcompass.kernels.selective_scan.tiles import KEEP_EVERY
 
-BLOCK = 32
-"""Tokens between kept states (as in blocked.py)."""
+BLOCK = 16
+"""Tokens between kept states of the torch form (as in blocked.py)."""
 
 
 def selective_scan_held(
@@ -16,9 +17,10 @@ def selective_scan_held(
     them, the last block's still at hand. Autograd keeps the state at each block's start.
     """
     sequence, state = batch * new_tokens * channels, batch * channels * state_dim
-    starts = 4.0 * ceil_div(new_tokens, BLOCK) * state
     if fused or new_tokens <= 1:
+        starts = 4.0 * ceil_div(new_tokens, KEEP_EVERY) * state
         return Held(sequence * element_bytes + 4.0 * state, starts + 2 * sequence * element_bytes)
     cast = 4 * sequence if element_bytes < 4 else 0
+    starts = 4.0 * ceil_div(new_tokens, BLOCK) * state
     blocks = 4.0 * min(new_tokens, BLOCK) * state
     return Held(2 * cast + 8 * sequence + 4 * blocks + 8 * state, 12 * sequence + 4 * cast + starts)
