@@ -109,7 +109,7 @@ class Mamba2Module(BlockModule):
             y = y[:, None]
         else:
             y, state = linear_attention(c, b, value, decay, initial_state=before, chunk_size=spec.chunk_size)
-        return torch.addcmul(y, x, self.d[:, None]).flatten(2), state
+        return y.addcmul_(x, self.d[:, None]).flatten(2), state
 
     def _gate(self, y: Tensor, z: Tensor) -> Tensor:
         if self.norm_weight is None:

@@ -60,15 +60,15 @@ def _some_chunks(
 ) -> tuple[Tensor, Tensor]:
     """Outputs without their factor, [batch, chunks, groups, C, columns], and the state as it enters the next chunk."""
     scores = (q @ k.mT).tril(-1 if exclusive else 0)
-    written = products(k.mT, v)
-    seen = []
+    written = products(k.mT, v).to(entering.dtype)
+    in_place = not torch.is_grad_enabled()
+    read = []
     for n in range(v.shape[1]):
-        seen.append(entering.to(q.dtype))
-        entering = entering + written[:, n]
+        read.append(products(q[:, n], entering.to(q.dtype)))
+        entering = written[:, n].add_(entering) if in_place else written[:, n] + entering
         if passing is not None:
             entering.mul_(passing[:, n])
-    states = torch.stack(seen, dim=1) if len(seen) > 1 else seen[0].unsqueeze(1)
-    return products(scores, v).add_(products(q, states)), entering
+    return products(scores, v).add_(torch.stack(read, dim=1)), entering
 
 
 def _by_group(v: Tensor, groups: int) -> Tensor:
