@@ -118,7 +118,9 @@ class GatedDeltaNet(Block):
         )
         projected, unit = sum(self.sections), 2 * self.key_width
         before = channels_alive(step, projected + self.conv_channels + unit)
-        saved = channels_alive(step, projected, unit)
+        # Of queries and keys a norm keeps what it reads, which in float32 is the convolution's result itself.
+        cast = unit if step.fused or step.element_bytes < 4 else 0
+        saved = channels_alive(step, projected + self.conv_channels, cast)
         return recurrent_live(step, before, core, norm_held(step, self.value_width), self.value_width, saved)
 
     @classmethod
