@@ -5,7 +5,7 @@ from typing import Literal
 from archcompass.kernels.held import Held
 
 # Elements that the torch form computes at once in inference (CACHED_ELEMENTS in op.py).
-PIECE_ELEMENTS = 1 << 16
+PIECE_ELEMENTS = 1 << 17
 
 
 def rms_norm_held(
