@@ -4,7 +4,8 @@ from typing import Literal
 
 from archcompass.kernels.held import Held
 
-# Elements that the torch form computes at once in inference (CACHED_ELEMENTS in op.py).
+# Elements that a thread of the torch form computes at once in inference: a float32 temporary of so many is still in a
+# core's cache for the next pass.
 PIECE_ELEMENTS = 1 << 17
 
 

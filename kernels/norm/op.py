@@ -10,12 +10,12 @@ from torch.nn import functional as F
 from archcompass.errors import InputError
 from archcompass.kernels.dispatch import Backend, Choice, choose, settled
 from archcompass.kernels.eager import plain_call
+from archcompass.kernels.norm.memory import PIECE_ELEMENTS
 from archcompass.kernels.norm.reference import ACTIVATIONS, Rule, reference
 from archcompass.kernels.norm.tiles import WIDEST_GROUP
 
 OPERATION = "rms_norm"
 A_STEP = 1 << 13  # elements of a decoding step, of which torch's own function makes less fuss, with the same roundings
-CACHED_ELEMENTS = 1 << 17  # of a float32 temporary that a core still has in its cache for the next pass
 
 
 @overload
@@ -135,11 +135,11 @@ def _by_blocks(x: Tensor, gate: Tensor | None, weight: Tensor | None, rule: Rule
         return _torch(x, gate, weight, rule)
     if gate is None and rule.group_size == x.shape[-1] and x.numel() <= A_STEP:
         return _step(x, weight, rule)
-    if x.numel() <= 2 * CACHED_ELEMENTS:
+    if x.numel() <= 2 * PIECE_ELEMENTS:
         return _in_place(x, gate, weight, rule)
     rows, out = _rows(x), torch.empty(x.shape, dtype=x.dtype)
     gates = None if gate is None else _rows(gate)
-    step = max(1, torch.get_num_threads() * CACHED_ELEMENTS // rows[0].numel())
+    step = max(1, torch.get_num_threads() * PIECE_ELEMENTS // rows[0].numel())
     for start in range(0, rows.shape[0], step):
         here = slice(start, start + step)
         out.view(rows.shape)[here] = _in_place(rows[here], None if gates is None else gates[here], weight, rule)
