@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from archcompass.errors import InputError, UnknownNameError
+from archcompass.errors import InputError, UnknownNameError, nearest
 from archcompass.profiles.units import GB, GIB, parse_bandwidth, parse_bytes, parse_flops
 
 MAX_COUNT = 1024
@@ -95,7 +95,8 @@ class Hardware:
 
 
 def find(name: str) -> Hardware:
-    """The machine that `name` means: an id, or as people write it: "4090", "RTX 4090", "2x H100 SXM 80GB", "cpu".
+    """The machine that `name` means: an id, or as people write it: "4090", "RTX 4090", "2x H100 SXM 80GB", "cpu", or a card
+    described by hand, "24GB 1008GB/s 165TFLOPS".
 
     A card that is sold in several form factors with the same memory is taken as SXM when none is named, as it is rented
     most; two sizes of memory are two cards, and the name is refused.
@@ -113,7 +114,8 @@ def find(name: str) -> Hardware:
         raise InputError(f"gpu is {name!r}: the number of cards must lie between 1 and {MAX_COUNT}")
     if rest in ("cpu", "this cpu", "this machine"):
         return _this_cpu(count, name)
-    found = _by_id().get(rest) or _by_id().get(rest.replace(" ", "-")) or _match(rest) or _match(f"{rest} sxm")
+    found = _by_id().get(rest) or _by_id().get(rest.replace(" ", "-")) or _described(rest)
+    found = found or _match(rest) or _match(f"{rest} sxm")
     if found is None:
         raise _unknown(name, rest)
     return replace(found, count=count) if count > 1 else found
@@ -145,9 +147,9 @@ def describe(
     fp8_tflops: str | float | None = None,
     link: str | float | None = None,
     count: int = 1,
-    name: str = "described by hand",
+    name: str = "",
 ) -> Hardware:
-    """A machine that is in no table, from its memory, bandwidth and dense bf16 rate.
+    """A machine that is in no table, from its memory, bandwidth and dense bf16 rate. `find` reads its id.
 
     Raises:
         InputError: a figure that cannot be read, or is not positive.
@@ -159,13 +161,14 @@ def describe(
     flops = {"fp32": rate / 4, "bf16": rate, "fp16": rate}
     if fp8_tflops is not None:
         flops["fp8"] = parse_flops(fp8_tflops, "fp8_tflops")
+    bandwidth_bytes = parse_bandwidth(bandwidth)
     return Hardware(
-        id="described",
-        name=name,
+        id=f"{memory / GB:.12g}GB {bandwidth_bytes / GB:.12g}GB/s {rate / 1e12:.12g}TFLOPS",
+        name=name or f"{memory / GB:.3g}GB card",
         count=count,
         memory_bytes=memory,
         memory_gb=memory / GB,
-        bandwidth_bytes_per_second=parse_bandwidth(bandwidth),
+        bandwidth_bytes_per_second=bandwidth_bytes,
         flops=flops,
         link_bytes_per_second=parse_bandwidth(link, "link") if link is not None else _PCIE_BYTES_PER_SECOND["4"],
         source="described by the user",
@@ -221,17 +224,22 @@ def _read(entry: Mapping[str, Any]) -> Hardware:
 
 _IDLE = {"nvidia", "geforce", "amd", "radeon", "instinct", "intel", "apple", "google", "aws", "huawei", "gpu", "card"}
 _IDLE |= {"edition", "generation", "tesla", "jetson", "dgx"}
-_SYNONYMS = {"sxm2": "sxm", "sxm4": "sxm", "sxm5": "sxm", "spark": "gb10"}
+_SYNONYMS = {"sxm2": "sxm", "sxm4": "sxm", "sxm5": "sxm", "hgx": "sxm", "nvlink": "sxm", "spark": "gb10"}
 
 # A word that makes another product of the same number: its absence from the question is never overlooked.
-_DISTINCT = {"ti", "super", "max", "ultra", "pro", "xt", "xtx", "nvl", "orig", "gcd", "ada"}
+_DISTINCT = {"ti", "super", "max", "ultra", "pro", "xt", "xtx", "nvl", "orig", "gcd", "ada", "orin"}
+
+# Generations and lines: alone they name no card, though only one of theirs may be in the table.
+_LINES = {"volta", "turing", "ampere", "hopper", "blackwell", "grace"}
+_LINES |= {"rtx", "gtx", "rx", "quadro", "arc", "sxm", "pcie"}
 
 
 def _words(text: str) -> list[str]:
-    """Words of a name, run-together parts split: "rtx4090ti" is rtx 4090 ti, "80 GB" is 80gb, SXM5 is sxm."""
+    """Words of a name, run-together parts split: "rtx4090ti" is rtx 4090 ti, "80 GB" is 80gb, "H 100" h100, SXM5 is sxm."""
     text = re.sub(r"\b(macbook (pro|air)|mac (studio|mini|pro))\b", "", text.lower())
     text = re.sub(r"(\d)\s*(gb|gib|g)\b", r"\1gb ", text)
     text = re.sub(r"\b(rtx|gtx|rx)(?=\d)", r"\1 ", text)
+    text = re.sub(r"^([a-z])\s+(?=\d)", r"\1", text)
     text = re.sub(r"(?<=\d)(ti|super|xtx?|sxm\d?|pcie|nvl)\b", r" \1", text)
     words = [_SYNONYMS.get(word, word) for word in re.split(r"[^a-z0-9+]+", text)]
     return [word for word in words if word and word not in _IDLE]
@@ -250,7 +258,7 @@ def _match(text: str) -> Hardware | None:
     words = _words(text)
     memory = {float(word[:-2]) for word in words if re.fullmatch(r"\d+gb", word)}
     asked = {word for word in words if not re.fullmatch(r"\d+gb", word)}
-    if not asked:
+    if all(word in _LINES or re.fullmatch(r"\d{1,3}", word) for word in asked):
         return None
     ranked = sorted(
         (len(own - asked), card.id)
@@ -262,26 +270,44 @@ def _match(text: str) -> Hardware | None:
     return _by_id()[ranked[0][1]]
 
 
+def _described(text: str) -> Hardware | None:
+    """The card that "24GB 1008GB/s 165TFLOPS" describes; None where these are not the three."""
+    number = r"([\d.]+\s*"
+    parts = re.fullmatch(rf"{number}gi?b)[\s,]+{number}[gt]i?b/s)[\s,]+{number}[tp]flops?)", text)
+    return describe(vram=parts[1], bandwidth=parts[2], tflops=parts[3]) if parts else None
+
+
 def _split_count(text: str) -> tuple[int, str]:
-    """(cards, rest) of "2x rtx 4090", "8 × h100-sxm", "rtx 4090 x2"."""
+    """(cards, rest) of "2x rtx 4090", "8 × h100-sxm", "2 h100", "rtx 4090 x2"."""
     front = re.fullmatch(r"(\d+)\s*[x×*](?!tx?\b)\s*(\S.*)", text)
-    if front:
-        return int(front[1]), front[2]
+    front = front or re.fullmatch(r"(\d{1,2})\s+(?!gi?b)([a-z].*)", text)
     back = re.fullmatch(r"(.*\S)(?:\s+[x×*]\s*|(?<=\d)[x×*]|\s*×\s*)(\d+)", text)
+    if front and not (back and int(front[1]) > MAX_COUNT):  # of "4090 x2" the 4090 is the card
+        return int(front[1]), front[2]
     return (int(back[2]), back[1].strip()) if back else (1, text)
 
 
 def _unknown(name: str, rest: str) -> UnknownNameError:
-    """Names the cards that share the most telling words with what was asked, else the nearest in spelling."""
-    asked = {word for word in _words(rest) if word not in ("rtx", "gtx", "rx")}
-    shared = sorted((-len(asked & every), len(own - asked), card.id) for card, own, every in _index())
-    close = [identifier for hits, _, identifier in shared if hits and hits == shared[0][0]][:4]
+    """Names the cards that share the most telling words with what was asked, else those with a word spelled like one of it."""
+    asked = {word for word in _words(rest) if word not in _LINES}
     error = UnknownNameError("card", str(name)[:80], _by_id())
-    if close:
-        error.nearest = close
+    error.nearest = _sharing(asked) or _sharing({like for word in asked for like in _spelled_like(word)})
     listed = f"; nearest: {', '.join(error.nearest)}" if error.nearest else ""
-    error.args = (f"card {str(name)[:80]!r} is not known, or could be several{listed} (or describe it by hand)",)
+    by_hand = 'describe it by hand: "24GB 1008GB/s 165TFLOPS"'
+    error.args = (f"card {str(name)[:80]!r} is not known, or could be several{listed} (or {by_hand})",)
     return error
+
+
+def _sharing(asked: set[str]) -> list[str]:
+    """Ids of up to four cards that share the most words with `asked`; none where nothing is shared."""
+    shared = sorted((-len(asked & every), len(own - asked), card.id) for card, own, every in _index())
+    return [identifier for hits, _, identifier in shared if hits and hits == shared[0][0]][:4]
+
+
+def _spelled_like(word: str) -> list[str]:
+    """The word of a card's id nearest in spelling, if any; of a number another number."""
+    known = {own for _, words, _ in _index() for own in words if len(own) > 2 and own.isdigit() >= word.isdigit()}
+    return nearest(word, known, 1)
 
 
 def _this_cpu(count: int, name: str) -> Hardware:

@@ -15,7 +15,7 @@ from archcompass.profiles.hardware import Hardware, describe, find, with_memory
 from archcompass.profiles.ledger import Memory
 from archcompass.profiles.predict import Call, Prediction, predict
 from archcompass.profiles.request import Engine, Mode, Parallel, Request
-from archcompass.profiles.units import parse_bytes
+from archcompass.profiles.units import parse_bandwidth, parse_bytes, parse_flops
 
 if TYPE_CHECKING:
     from archcompass.profiles.measure.model import Measured
@@ -215,7 +215,9 @@ def machine(
     bandwidth: str | float | None = None,
     tflops: str | float | None = None,
 ) -> Hardware:
-    """The machine that these flags mean: a named card, a card with other memory, or one described by hand.
+    """The machine that these flags mean: a card by name, where they leave it as it is sold, or one described by hand.
+
+    `tflops` moves the rates of all dtypes alike.
 
     Raises:
         InputError: too little to describe a card by.
@@ -228,16 +230,14 @@ def machine(
             )
         return describe(vram=vram, bandwidth=bandwidth, tflops=tflops)
     found = gpu if isinstance(gpu, Hardware) else find(gpu)
-    if bandwidth is not None or tflops is not None:
-        described = describe(
-            vram=vram if vram is not None else found.memory_bytes,
-            bandwidth=bandwidth if bandwidth is not None else found.bandwidth_bytes_per_second / 1e9,
-            tflops=tflops if tflops is not None else found.rate("bf16") / 1e12,
-            count=found.count,
-            name=f"{found.name}, changed by hand",
-        )
-        return described
-    return found if vram is None else with_memory(found, parse_bytes(vram, "vram"))
+    if vram is not None:
+        found = with_memory(found, parse_bytes(vram, "vram"))
+    if bandwidth is not None:
+        found = replace(found, bandwidth_bytes_per_second=parse_bandwidth(bandwidth))
+    if tflops is not None:
+        change = parse_flops(tflops) / found.rate("bf16")
+        found = replace(found, flops={dtype: rate * change for dtype, rate in found.flops.items()})
+    return found
 
 
 def _named(*flags: object) -> bool:

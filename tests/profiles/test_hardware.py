@@ -72,6 +72,14 @@ def test_an_id_and_a_name_find_their_machine(card: Hardware) -> None:
         ("A100 80GB", "a100-sxm-80", 1),
         ("7900xtx", "rx-7900-xtx", 1),
         ("MacBook Pro M4 Max", "m4-max-40c", 1),
+        ("4090 x2", "rtx-4090", 2),
+        ("4090x2", "rtx-4090", 2),
+        ("4090 x 2", "rtx-4090", 2),
+        ("2 RTX 3090", "rtx-3090", 2),
+        ("8x H100 NVLink", "h100-sxm", 8),
+        ("H 100", "h100-sxm", 1),
+        ("4080 super", "rtx-4080-super", 1),
+        ("RTX PRO 6000 Max-Q", "rtx-pro-6000", 1),
     ],
 )
 def test_machines_are_found_as_people_write_them(written: str, meant: str, count: int) -> None:
@@ -82,8 +90,10 @@ def test_machines_are_found_as_people_write_them(written: str, meant: str, count
 
 @pytest.mark.parametrize(
     ("written", "nearest"),
-    [("A100", "a100-sxm-80"), ("v100", "v100-sxm2-32"), ("rtx 6000", "rtx-6000-ada"), ("4060", "rtx-4060-ti-16"),
-     ("rtx-4099", "rtx-4090"), ("h100 64gb", "h100-sxm"), ("mi300", "mi300x")],
+    [("A100", "a100-sxm-80"), ("v100", "v100-sxm2-32"), ("rtx 6000", "rtx-6000-ada"), ("4060 ti", "rtx-4060-ti-8"),
+     ("rtx-4099", "rtx-4090"), ("h100 64gb", "h100-sxm"), ("mi300", "mi300x"),
+     ("H10O", "h100-sxm"), ("gtx 1080", "rtx-5080"), ("4090 laptop", "rtx-4090"), ("H100 MIG 3g.40gb", "h100-sxm"),
+     ("Jetson Nano", "orin-nano-8")],
 )  # fmt: skip
 def test_what_is_ambiguous_or_unknown_is_refused_with_the_nearest(written: str, nearest: str) -> None:
     with pytest.raises(UnknownNameError) as refused:
@@ -92,7 +102,7 @@ def test_what_is_ambiguous_or_unknown_is_refused_with_the_nearest(written: str, 
     assert nearest in str(refused.value)
 
 
-@pytest.mark.parametrize("written", ["", "banana", "x", "2x", "🦙", "a" * 300])
+@pytest.mark.parametrize("written", ["", "banana", "x", "2x", "🦙", "a" * 300, "16", "blackwell", "arc", "rtx"])
 def test_nonsense_is_refused_in_one_line(written: str) -> None:
     with pytest.raises(InputError) as refused:
         find(written)
@@ -122,6 +132,14 @@ def test_a_machine_can_be_described_by_hand() -> None:
     card = describe(vram="24GB", bandwidth="1008GB/s", tflops=165)
     assert (card.memory_bytes, card.bandwidth_bytes_per_second, card.rate("bf16")) == (24 * 10**9, 1008e9, 165e12)
     assert with_memory(find("rtx-4090"), 48e9).memory_bytes == 48 * 10**9
+
+
+@pytest.mark.parametrize(
+    "written", ["24GB 1008GB/s 165TFLOPS", "24 GB, 1.008 TB/s, 165 tflops", "24GB 1008GB/s 0.165PFLOPS"]
+)
+def test_a_description_is_a_name(written: str) -> None:
+    assert find(written) == describe(vram="24GB", bandwidth="1008GB/s", tflops=165)
+    assert find(find(f"2x {written}").tag).count == 2
 
 
 @pytest.mark.parametrize(

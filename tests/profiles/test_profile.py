@@ -1,6 +1,7 @@
 """The report: the keys scripts rely on, for predictions alone (measuring has its own file)."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from archcompass.blocks.model.spec import ModelSpec
 from archcompass.errors import ArchcompassError, InputError
 from archcompass.profiles.hardware import find
 from archcompass.profiles.predict import predict
-from archcompass.profiles.profile import profile
+from archcompass.profiles.profile import machine, profile
 from archcompass.profiles.request import Request
 
 
@@ -70,8 +71,17 @@ def test_more_memory_can_be_claimed_and_a_card_described(llama: ModelSpec) -> No
     assert not profile(llama, gpu="rtx-4090", prompt=60000).fits
     assert profile(llama, gpu="rtx-4090", prompt=60000, vram="48GB").fits
     described = profile(llama, vram="24GB", bandwidth="1008GB/s", tflops=165)
-    assert described.hardware == "described"
+    assert described.hardware == "24GB 1008GB/s 165TFLOPS"
     assert described.fits
+
+
+def test_one_figure_of_a_card_can_be_changed(llama: ModelSpec) -> None:
+    card = find("2x h100-pcie")
+    slower = machine("2x h100-pcie", bandwidth="1TB/s")
+    assert slower == replace(card, bandwidth_bytes_per_second=1e12)
+    half = machine(card, tflops=378)
+    assert half.rate("fp8") == pytest.approx(card.rate("fp8") / 2)
+    assert half.link_bytes_per_second == card.link_bytes_per_second
 
 
 def test_without_a_card_the_answer_is_for_this_machine(families: dict[str, ModelSpec]) -> None:
