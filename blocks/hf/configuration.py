@@ -118,7 +118,9 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
     except ValidationError as error:
         raise ConversionError(f"this {model_type} configuration describes no model: {explain(error)}") from error
     except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError) as error:
-        raise ConversionError(f"this {model_type} configuration describes no model: {_plain(error)}") from error
+        raise ConversionError(
+            f"this {model_type} configuration describes no model: {_plain(error)} (after reading {fields.asked})"
+        ) from error
     fields.finish()
     return spec
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from archcompass.blocks.model.pattern import MAX_LAYERS
 from archcompass.errors import ConversionError, nearest
@@ -111,6 +111,33 @@ NO_EFFECT = frozenset(
 
 _MISSING: Any = object()
 
+_NEVER_ZERO = frozenset(
+    {
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "n_mamba_heads",
+        "mamba_n_heads",
+        "num_heads",
+        "head_dim",
+        "linear_num_key_heads",
+        "num_mem_blocks",
+        "attn_layer_period",
+        "expert_layer_period",
+        "interleave_moe_layer_step",
+        "no_rope_layer_interval",
+        "full_attention_interval",
+        "sliding_window_pattern",
+        "sliding_window",
+    }
+)
+"""Whole numbers that others are divided by, or that bound what a query sees."""
+
+_OLD_KINDS = {"mamba": "linear_attention", "attention": "full_attention"}
+"""Kinds of layers as older files call them."""
+
+Choice = TypeVar("Choice")
+
 
 class Fields:
     """The keys of one configuration.
@@ -129,11 +156,20 @@ class Fields:
     ) -> None:
         self.config = dict(config)
         self.model_type = str(config.get("model_type"))
+        self._spelled: dict[str, str] = {}
         for other, key in (aliases or {}).items():
-            value = self.config.pop(other, None)
-            if value is not None and self.config.setdefault(key, value) != value:
-                self.refuse(other, value, f"the same as {key}, which is {self.config[key]!r}")
+            self._respell(other, key)
+        self.asked = "model_type"
         self._left = {key for key in self.config if key not in NO_EFFECT} - set(no_effect)
+
+    def _respell(self, other: str, key: str) -> None:
+        value = self.config.pop(other, None)
+        if value is None:
+            return
+        if key not in self:
+            self.config[key], self._spelled[key] = value, other
+        elif self.config[key] != value:
+            self.refuse(other, value, f"the same as {key}, which is {self.config[key]!r}")
 
     def __contains__(self, key: str) -> bool:
         """Whether the key is there with a value."""
@@ -146,6 +182,7 @@ class Fields:
             ConversionError: the key is needed and absent.
         """
         self._left.discard(key)
+        self.asked = key
         value = self.config.get(key)
         if value is not None:
             return value
@@ -154,11 +191,15 @@ class Fields:
         return default
 
     def integer(self, key: str, default: Any = _MISSING) -> Any:
-        """A whole number, or the default."""
+        """A whole number that is not negative, or the default."""
         value = self.take(key, default)
-        if key in self and (isinstance(value, bool) or not isinstance(value, int)):
+        if key not in self:
+            return value
+        if isinstance(value, bool) or not isinstance(value, int):
             self.refuse(key, value, "a whole number")
-        if key == "num_hidden_layers" and isinstance(value, int) and value > MAX_LAYERS:
+        if value < (least := int(key in _NEVER_ZERO)):
+            self.refuse(key, value, f"at least {least}")
+        if key == "num_hidden_layers" and value > MAX_LAYERS:
             self.refuse(key, value, f"at most {MAX_LAYERS}")
         return value
 
@@ -176,12 +217,35 @@ class Fields:
             self.refuse(key, value, "true or false")
         return value
 
-    def sequence(self, key: str, default: Any = _MISSING) -> Any:
-        """A list, or the default."""
+    def automatic(self, key: str, automatic: int) -> int:
+        """A whole number, or `automatic` where the file is silent or says "auto"."""
+        return automatic if self.take(key, "auto") == "auto" else int(self.integer(key))
+
+    def sequence(self, key: str, default: Any = _MISSING, entries: int | None = None) -> Any:
+        """A list, of so many entries where a number is given, or the default."""
         value = self.take(key, default)
         if key in self and not isinstance(value, list | tuple):
             self.refuse(key, value, "a list")
+        if entries is not None and len(value) != entries:
+            self.refuse(key, value, f"a list of {entries}")
         return value
+
+    def choice(self, key: str, choices: Mapping[str, Choice], default: str) -> Choice:
+        """What the word under `key`, or the default, stands for."""
+        word = self.take(key, default)
+        if not isinstance(word, str) or word not in choices:
+            self.refuse(key, word, " or ".join(choices))
+        return choices[word]
+
+    def kinds(self, key: str, default: Sequence[str], *known: str) -> list[str]:
+        """What each layer is, or the default, which is as long as the model is deep; older names become today's."""
+        said = [_OLD_KINDS.get(kind, kind) if isinstance(kind, str) else kind for kind in self.sequence(key, default)]
+        if len(said) != len(default):
+            self.refuse(key, f"a list of {len(said)}", f"one of {len(default)}, an entry for each layer")
+        for kind in said:
+            if kind not in known:
+                self.refuse(key, kind, " or ".join(known))
+        return said
 
     def mapping(self, key: str, default: Any = _MISSING) -> Any:
         """A mapping, or the default."""
@@ -201,9 +265,9 @@ class Fields:
             self.refuse(key, value, " or ".join(repr(choice) for choice in allowed))
 
     def refuse(self, key: str, value: Any, rule: str) -> NoReturn:
-        """Raises `ConversionError` about one key."""
+        """Raises `ConversionError` about one key, in the file's own spelling."""
         raise ConversionError(
-            f"{key} is {str(value)[:80]!r} in this {self.model_type} configuration; it must be {rule}"
+            f"{self._spelled.get(key, key)} is {str(value)[:80]!r} in this {self.model_type} configuration; it must be {rule}"
         )
 
     def finish(self) -> None:

@@ -12,7 +12,7 @@ from archcompass.blocks.hf.fields import Fields
 from archcompass.blocks.rope import Rope
 from archcompass.errors import ConversionError
 
-_OLD_NAMES = {"type": "rope_type", "rope_theta": "theta"}
+_OLD_NAMES = {"type": "rope_type"}
 
 _RATIO_TYPES = ("yarn", "longrope")
 """Types whose factor, where it is not said, is the longest length over the original one."""
@@ -32,20 +32,24 @@ def read_rope(
     Raises:
         ConversionError: a kind of scaling, or a setting of one, that is not known here.
     """
-    said: dict[str, Any] = {
+    assumed = {
         "rope_theta": fields.number("rope_theta", theta),
         "partial_rotary_factor": fields.number("partial_rotary_factor", factor),
+        "original_max_position_embeddings": fields.integer("original_max_position_embeddings", None),
     }
-    nested = fields.mapping("rope_parameters", {})
-    original = fields.integer("original_max_position_embeddings", None)
-    said |= {} if original is None else {"original_max_position_embeddings": original}
-    said |= fields.mapping("rope_scaling", {}) | _entry(nested, layer_type)
-    return rope_of(said, interleaved=interleaved, longest=fields.config.get("max_position_embeddings"))
+    old, new = fields.mapping("rope_scaling", {}), _entry(fields.mapping("rope_parameters", {}), layer_type)
+    said = {_OLD_NAMES.get(key, key): value for key, value in old.items()}
+    for key, value in ((_OLD_NAMES.get(key, key), value) for key, value in new.items()):
+        if value is not None and (said.get(key) or value) != value:
+            fields.refuse("rope_scaling", f"{key}: {said[key]}", f"what rope_parameters says, which is {value!r}")
+        said[key] = value
+    return rope_of(assumed | said, interleaved=interleaved, longest=fields.config.get("max_position_embeddings"))
 
 
 def rope_of(said: Mapping[str, Any], *, interleaved: bool = False, longest: int | None = None) -> Rope:
     """The rope that HF's `rope_parameters` describe; `longest` (max_position_embeddings) stands in for absent lengths."""
-    values = {_OLD_NAMES.get(key, key): value for key, value in said.items() if value is not None}
+    names = {"rope_theta": "theta", **_OLD_NAMES}
+    values = {names.get(key, key): value for key, value in said.items() if value is not None}
     kind = values.get("rope_type", "default")
     if kind == "dynamic":
         values["original_max_position_embeddings"] = longest

@@ -11,7 +11,7 @@ from collections import Counter
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from archcompass.blocks.base import AnyBlock, Block, Live, Op, Parameters, StateTensor, Step, Traits, pointwise
 from archcompass.blocks.embedding.spec import Embedding, Head
@@ -88,7 +88,7 @@ class ModelSpec(BaseModel):
     embedding_multiplier: float | Literal["sqrt_width"] = 1.0
     embedding_norm: bool = False
     logit_multiplier: float = 1.0
-    logit_soft_cap: float | None = None
+    logit_soft_cap: PositiveFloat | None = None
     blocks: dict[str, AnyBlock]
     layers: str
     residual: Residual = Field(default_factory=Residual)

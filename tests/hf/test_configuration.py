@@ -173,11 +173,37 @@ def test_keys_of_published_files_change_nothing(name: str, keys: dict[str, Any])
         ("minimax-m2", {"qk_norm_type": "per_head"}, "qk_norm_type is 'per_head'"),
         ("gemma-3-27b-text", {"use_bidirectional_attention": True}, "use_bidirectional_attention is 'True'"),
         ("nemotron-h-8b", {"hybrid_override_pattern": "M-X"}, "hybrid_override_pattern is 'M-X'"),
+        ("nemotron-h-8b", {"hybrid_override_pattern": 3}, "hybrid_override_pattern is '3'"),
+        ("gpt-oss-20b", {"layer_types": ["full_attention"]}, "layer_types is 'a list of 1'.*one of 24"),
+        ("gemma-3-1b", {"layer_types": ["spiral"] * 26}, "layer_types is 'spiral'.*sliding_attention"),
+        ("granite-4.0-h-small", {"num_hidden_layers": 3}, "layer_types is 'a list of 40'.*one of 3"),
+        ("bamba-9b", {"layers_block_type": ["mamba"]}, "layers_block_type is 'a list of 1'.*one of 32"),
+        ("zamba2-7b", {"layers_block_type": ["moe"] * 81}, "layers_block_type is 'moe'"),
+        ("jamba-v0.1", {"layers_block_type": ["mamba"] * 32}, "layers_block_type is 'another list'.*attn_layer_period"),
+        ("jamba-v0.1", {"layers_num_experts": [16] * 32}, "layers_num_experts is"),
+        ("llama-4-scout-17b-16e", {"no_rope_layers": [1, 0]}, "no_rope_layers is 'a list of 2'.*one of 48"),
+        ("gpt-oss-20b", {"sliding_window": 0}, "sliding_window is '0'.*at least 1"),
+        ("gemma-3-1b", {"final_logit_softcapping": -1}, "logit_soft_cap is -1"),
+        ("deepseek-v3", {"first_k_dense_replace": -1}, "first_k_dense_replace is '-1'.*at least 0"),
+        ("qwen3-30b-a3b", {"hidden_act": ["silu"]}, "hidden_act is .*gelu"),
+        ("qwen3-30b-a3b", {"num_attention_heads": 0}, "num_attention_heads is '0'.*at least 1"),
+        ("mamba-130m", {"intermediate_size": 1000}, "intermediate_size is '1000'.*1536"),
+        ("mamba-130m", {"time_step_rank": 1.5}, "time_step_rank is '1.5'.*a whole number"),
+        ("falcon-h1-34b", {"mlp_multipliers": [1.0]}, "mlp_multipliers is .*a list of 2"),
+        ("kimi-linear-48b-a3b", {"num_experts": 1.5}, "^num_experts is '1.5'"),
+        ("kimi-linear-48b-a3b", {"linear_attn_config": {"warp": 9}}, "linear_attn_config is 'warp'.*num_heads"),
+        ("llama-3.1-8b", {"rope_scaling": {"rope_type": "spiral"}}, "rope_scaling is 'rope_type: spiral'.*'llama3'"),
     ],
 )
 def test_a_key_that_asks_for_another_model_is_refused(name: str, keys: dict[str, Any], message: str) -> None:
     with pytest.raises(ConversionError, match=message):
         read_config(to_config(zoo.published(name)) | keys)
+
+
+@pytest.mark.parametrize("name", ["deepseek-v3.2", "kimi-linear-48b-a3b"])
+def test_a_number_of_layers_beyond_all_bounds_takes_no_memory(name: str) -> None:
+    config = to_config(zoo.published(name)) | {"first_k_dense_replace": 10**12, "mlp_layer_types": None}
+    assert read_config(config).parameters().total != zoo.published(name).parameters().total
 
 
 def test_kimi_k2_under_its_own_name_is_written_as_deepseek() -> None:

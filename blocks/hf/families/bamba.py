@@ -30,21 +30,19 @@ def read(fields: Fields) -> ModelSpec:
     fields.expect("attn_rotary_emb", attention.head_dim // 2)
     mamba, mlp = read_mamba(fields, eps=1e-5), read_mlp(fields)
     indices = set(fields.sequence("attn_layer_indices", []))
-    kinds = fields.sequence("layers_block_type", None)
-    if kinds is not None:
-        indices = {layer for layer, kind in enumerate(kinds) if kind in ("attention", "full_attention")}
+    default = ["full_attention" if layer in indices else "linear_attention" for layer in range(depth)]
     layers = [
-        [Part("attention", attention) if layer in indices else Part("mamba", mamba), Part("mlp", mlp)]
-        for layer in range(depth)
+        [Part("attention", attention) if kind == "full_attention" else Part("mamba", mamba), Part("mlp", mlp)]
+        for kind in fields.kinds("layers_block_type", default, "linear_attention", "full_attention")
     ]
     return assemble(fields, layers, eps=1e-5)
 
 
 def read_mamba(fields: Fields, eps: float = 1e-6, **options: Any) -> Mamba2:
     """The Mamba-2 mixer as Bamba, Granite 4 and Falcon-H1 configure it."""
-    heads, head_dim = fields.integer("mamba_n_heads", 128), fields.take("mamba_d_head", "auto")
+    heads = fields.integer("mamba_n_heads", 128)
     inner = options.pop("inner", int(fields.number("mamba_expand", 2) * fields.integer("hidden_size")))
-    head_dim = inner // heads if head_dim == "auto" else head_dim
+    head_dim = fields.automatic("mamba_d_head", inner // heads)
     if heads * head_dim != inner:
         fields.refuse("mamba_d_head", head_dim, f"{inner // heads}, so that the heads have {inner} channels together")
     return Mamba2(
@@ -53,7 +51,7 @@ def read_mamba(fields: Fields, eps: float = 1e-6, **options: Any) -> Mamba2:
         state_size=fields.integer("mamba_d_state", 256),
         n_groups=fields.integer("mamba_n_groups", 1),
         conv_kernel=fields.integer("mamba_d_conv", 4),
-        time_step_limit=read_limit(fields.sequence("time_step_limit", (0.0, math.inf))),
+        time_step_limit=read_limit(fields.sequence("time_step_limit", (0.0, math.inf), 2)),
         use_bias=fields.flag("mamba_proj_bias", False),
         use_conv_bias=fields.flag("mamba_conv_bias", True),
         norm_eps=fields.number("rms_norm_eps", eps),

@@ -30,10 +30,10 @@ def read(fields: Fields) -> ModelSpec:
     fields.expect("mlp_bias", False)
     depth = fields.integer("num_hidden_layers")
     fields.expect("layer_types", ["indexed_attention"] * depth)
-    kinds = fields.sequence("mlp_layer_types", None)
     dense = fields.integer("first_k_dense_replace", 3)
-    if kinds is not None and kinds != ["dense"] * dense + ["sparse"] * (depth - dense):
-        fields.refuse("mlp_layer_types", kinds, f"dense for the first {dense} layers and sparse above")
+    default = ["dense" if layer < dense else "sparse" for layer in range(depth)]
+    if fields.kinds("mlp_layer_types", default, "dense", "sparse") != default:
+        fields.refuse("mlp_layer_types", "another list", f"dense for the first {dense} (first_k_dense_replace)")
     attention = deepseek_v3.read_latent(fields, rope=read_rope(fields, interleaved=True), indexer=indexer)
     return deepseek_v3.read_with(fields, attention)
 

@@ -27,7 +27,7 @@ def read(fields: Fields) -> ModelSpec:
     """The model of a Falcon-H1 configuration."""
     fields.expect("mamba_use_mlp", True)
     mixers = Parallel(branches={"mamba": _mamba(fields), "attention": _attention(fields)})
-    gate, down = fields.sequence("mlp_multipliers", (1.0, 1.0))
+    gate, down = fields.sequence("mlp_multipliers", (1.0, 1.0), 2)
     mlp = read_mlp(fields).model_copy(update={"gate_multiplier": float(gate), "down_multiplier": float(down)})
     return assemble(
         fields,
@@ -51,7 +51,7 @@ def _mamba(fields: Fields) -> Mamba2:
         norm_before_gate=fields.flag("mamba_norm_before_gate", True),
         in_multiplier=fields.number("ssm_in_multiplier", 1.0),
         out_multiplier=fields.number("ssm_out_multiplier", 1.0),
-        multipliers=tuple(fields.sequence("ssm_multipliers", (1.0,) * 5)),
+        multipliers=tuple(fields.sequence("ssm_multipliers", (1.0,) * 5, 5)),
     )
 
 

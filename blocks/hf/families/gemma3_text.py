@@ -34,12 +34,12 @@ def read(fields: Fields) -> ModelSpec:
     full, sliding = _attentions(fields)
     mlp = GatedMLP(
         intermediate_size=fields.integer("intermediate_size"),
-        hidden_act=HF_NAMES[fields.take("hidden_activation", "gelu_pytorch_tanh")],
+        hidden_act=fields.choice("hidden_activation", HF_NAMES, "gelu_pytorch_tanh"),
     )
     default = ["sliding_attention" if (layer + 1) % every else "full_attention" for layer in range(depth)]
     layers = [
         [Part("full", full) if kind == "full_attention" else Part("sliding", sliding), Part("mlp", mlp)]
-        for kind in fields.sequence("layer_types", default)[:depth]
+        for kind in fields.kinds("layer_types", default, "full_attention", "sliding_attention")
     ]
     norm = RMSNorm(eps=fields.number("rms_norm_eps", 1e-6), unit_offset=True)
     more = {"tie_word_embeddings": fields.flag("tie_word_embeddings", True), "embedding_multiplier": "sqrt_width"}

@@ -59,7 +59,7 @@ def read_experts(
         num_experts_per_tok=fields.integer("num_experts_per_tok", chosen),
         moe_intermediate_size=size,
         shared_expert_intermediate_size=size * fields.integer("n_shared_experts", 1),
-        hidden_act=HF_NAMES[fields.take("hidden_act", "silu")],
+        hidden_act=fields.choice("hidden_act", HF_NAMES, "silu"),
         **read_router(fields, scaling, groups, kept),
     )
 

@@ -45,7 +45,7 @@ def read(fields: Fields) -> ModelSpec:
     default = ["full_attention" if layer % 2 else "sliding_attention" for layer in range(depth)]
     layers = [
         [Part("full", full) if kind == "full_attention" else Part("sliding", windowed), moe]
-        for kind in fields.sequence("layer_types", default)[:depth]
+        for kind in fields.kinds("layer_types", default, "full_attention", "sliding_attention")
     ]
     norm = RMSNorm(eps=fields.number("rms_norm_eps", 1e-5))
     return assemble(fields, layers, residual=Residual(norm=norm), norm=norm)

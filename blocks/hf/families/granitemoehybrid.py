@@ -35,10 +35,10 @@ def read(fields: Fields) -> ModelSpec:
     name = "moe" if isinstance(channel, MoE) else "mlp"
     layers = [
         [
-            Part("attention", attention) if "full" in kind or kind == "attention" else Part("mamba", mamba),
+            Part("attention", attention) if kind == "full_attention" else Part("mamba", mamba),
             Part(name, channel),
         ]
-        for kind in fields.sequence("layer_types", ["linear_attention"] * depth)
+        for kind in fields.kinds("layer_types", ["linear_attention"] * depth, "linear_attention", "full_attention")
     ]
     eps = fields.number("rms_norm_eps", 1e-6)
     return assemble(
@@ -63,7 +63,7 @@ def _attention(fields: Fields) -> Attention:
 
 def _channel(fields: Fields) -> Block:
     fields.expect("normalization_function", "rmsnorm")
-    act = HF_NAMES[fields.take("hidden_act", "silu")]
+    act = fields.choice("hidden_act", HF_NAMES, "silu")
     experts, shared = fields.integer("num_local_experts", 8), fields.integer("shared_intermediate_size", 1024)
     chosen, size = fields.integer("num_experts_per_tok", 2), fields.integer("intermediate_size")
     coefficient = fields.number("router_aux_loss_coef", 0.001)

@@ -38,7 +38,18 @@ def read(fields: Fields) -> ModelSpec:
         ]
         for layer in range(fields.integer("num_hidden_layers"))
     ]
+    _expect_the_same_lists(fields, layers)
     return assemble(fields, layers)
+
+
+def _expect_the_same_lists(fields: Fields, layers: list[list[Part]]) -> None:
+    """What some files say layer by layer besides follows from the periods."""
+    kinds = ["full_attention" if mixer.name == "attention" else "linear_attention" for mixer, _ in layers]
+    for key in ("layers_block_type", "layer_types"):
+        if fields.kinds(key, kinds, "linear_attention", "full_attention") != kinds:
+            fields.refuse(key, "another list", "what attn_layer_period and attn_layer_offset make")
+    experts = [channel.block.num_experts if isinstance(channel.block, MoE) else 1 for _, channel in layers]
+    fields.expect("layers_num_experts", experts)
 
 
 def _mamba(fields: Fields) -> Mamba:
@@ -59,7 +70,7 @@ def _experts(fields: Fields) -> MoE:
         num_experts=fields.integer("num_experts", 16),
         num_experts_per_tok=min(fields.integer("num_experts_per_tok", 2), fields.integer("num_experts", 16)),
         moe_intermediate_size=fields.integer("intermediate_size"),
-        hidden_act=HF_NAMES[fields.take("hidden_act", "silu")],
+        hidden_act=fields.choice("hidden_act", HF_NAMES, "silu"),
         norm_topk_prob=False,
         router_aux_loss_coef=fields.number("router_aux_loss_coef", 0.001),
     )
@@ -140,9 +151,6 @@ FAMILY = Family(
     no_effect=(
         *NUMERICS_NEUTRAL,
         *WAYS_TO_COMPUTE,
-        "layers_block_type",
-        "layers_num_experts",
-        "layer_types",
         "calc_logits_for_entire_prompt",
     ),
 )

@@ -37,7 +37,8 @@ def read(fields: Fields) -> ModelSpec:
         "linear_attention": Part("linear", _linear(fields)),
     }
     moe, mlp = Part("moe", read_experts(fields, scaling=2.446, experts=256)), Part("mlp", read_mlp(fields))
-    channels = fields.sequence("mlp_layer_types", ["dense"] * dense + ["sparse"] * (depth - dense))
+    default = ["dense" if layer < dense else "sparse" for layer in range(depth)]
+    channels = fields.kinds("mlp_layer_types", default, "dense", "sparse")
     layers = [
         [mixers[kind], mlp if channel == "dense" else moe]
         for kind, channel in zip(_kinds(fields, depth), channels, strict=True)
@@ -47,19 +48,19 @@ def read(fields: Fields) -> ModelSpec:
 
 def _kinds(fields: Fields, depth: int) -> list[str]:
     """What each layer mixes with: the mapping's lists count from one."""
-    listed = fields.sequence("layer_types", None)
     said = fields.mapping("linear_attn_config", {})
-    if listed is not None:
-        return list(listed)
     if "full_attn_layers" in said:
         full = {layer - 1 for layer in said["full_attn_layers"]}
     else:
         full = {layer for layer in range(depth) if layer and layer % 4 == 0}
-    return ["full_attention" if layer in full else "linear_attention" for layer in range(depth)]
+    default = ["full_attention" if layer in full else "linear_attention" for layer in range(depth)]
+    return fields.kinds("layer_types", default, "full_attention", "linear_attention")
 
 
 def _linear(fields: Fields) -> KimiDelta:
     said = fields.mapping("linear_attn_config", {})
+    if unknown := sorted(set(said) - _LINEAR_KEYS):
+        fields.refuse("linear_attn_config", unknown[0], " or ".join(sorted(_LINEAR_KEYS)))
     heads, dim = fields.integer("linear_num_heads", 32), fields.integer("linear_head_dim", 128)
     taps = fields.integer("linear_conv_kernel_dim", 4)
     return KimiDelta(
@@ -130,6 +131,8 @@ def _linear_weights(ours: str, theirs: str, block: KimiDelta) -> Iterator[Weight
     yield same(f"{ours}.norm_weight", f"{theirs}.o_norm.weight")
     yield from parts.linear(f"{ours}.output", f"{theirs}.o_proj")
 
+
+_LINEAR_KEYS = {"full_attn_layers", "kda_layers", "num_heads", "head_dim", "short_conv_kernel_size"}
 
 _NAMES = {
     "n_routed_experts": "num_experts",

@@ -41,11 +41,8 @@ def read_attention(fields: Fields, *, theta: float = 10000.0, **options: Any) ->
 
 def read_mlp(fields: Fields) -> GatedMLP:
     """The SwiGLU of Llama and its descendants."""
-    act = fields.take("hidden_act", "silu")
-    if act not in HF_NAMES:
-        fields.refuse("hidden_act", act, " or ".join(HF_NAMES))
-    bias = fields.flag("mlp_bias", False)
-    return GatedMLP(intermediate_size=fields.integer("intermediate_size"), hidden_act=HF_NAMES[act], bias=bias)
+    act, bias = fields.choice("hidden_act", HF_NAMES, "silu"), fields.flag("mlp_bias", False)
+    return GatedMLP(intermediate_size=fields.integer("intermediate_size"), hidden_act=act, bias=bias)
 
 
 def assemble(fields: Fields, layers: list[list[Part]], eps: float = 1e-6, **more: Any) -> ModelSpec:

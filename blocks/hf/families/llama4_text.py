@@ -27,7 +27,10 @@ def read(fields: Fields) -> ModelSpec:
     depth = fields.integer("num_hidden_layers", 48)
     every, step = fields.integer("no_rope_layer_interval", 4), fields.integer("interleave_moe_layer_step", 1)
     turned = fields.sequence("no_rope_layers", []) or [int((layer + 1) % every != 0) for layer in range(depth)]
-    kinds = fields.sequence("layer_types", ["chunked_attention" if turn else "full_attention" for turn in turned])
+    if len(turned) != depth:
+        fields.refuse("no_rope_layers", f"a list of {len(turned)}", f"one of {depth}, an entry for each layer")
+    default = ["chunked_attention" if turn else "full_attention" for turn in turned]
+    kinds = fields.kinds("layer_types", default, "chunked_attention", "full_attention")
     with_experts = set(fields.sequence("moe_layers", list(range(step - 1, depth, step))))
     mixers = {
         key: Part("local" if key[0] else "global", _attention(fields, *key))
@@ -56,7 +59,7 @@ def _attention(fields: Fields, turn: int, kind: str) -> Attention:
 
 def _channels(fields: Fields) -> dict[bool, Part]:
     """The MLP of a dense layer and the experts of the others."""
-    act, size = HF_NAMES[fields.take("hidden_act", "silu")], fields.integer("intermediate_size", 8192)
+    act, size = fields.choice("hidden_act", HF_NAMES, "silu"), fields.integer("intermediate_size", 8192)
     moe = MoE(
         num_experts=fields.integer("num_local_experts", 16),
         num_experts_per_tok=fields.integer("num_experts_per_tok", 1),

@@ -28,8 +28,9 @@ def read(fields: Fields) -> ModelSpec:
     ):
         fields.expect(key, said)
     inner = int(fields.number("expand", 2) * width)
+    fields.expect("intermediate_size", inner)
     mixer = Mamba(
-        intermediate_size=fields.integer("intermediate_size", inner),
+        intermediate_size=inner,
         state_size=fields.integer("state_size", 16),
         conv_kernel=fields.integer("conv_kernel", 4),
         time_step_rank=read_rank(fields, "time_step_rank"),
@@ -44,8 +45,7 @@ def read(fields: Fields) -> ModelSpec:
 
 def read_rank(fields: Fields, key: str) -> int:
     """The time step's rank; "auto" is a sixteenth of the width."""
-    rank = fields.take(key, "auto")
-    return math.ceil(fields.integer("hidden_size") / 16) if rank == "auto" else int(rank)
+    return fields.automatic(key, math.ceil(fields.integer("hidden_size") / 16))
 
 
 def write(spec: ModelSpec) -> dict[str, Any]:

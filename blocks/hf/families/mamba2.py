@@ -42,7 +42,7 @@ def read(fields: Fields) -> ModelSpec:
         state_size=fields.integer("state_size", 128),
         n_groups=fields.integer("n_groups", 8),
         conv_kernel=fields.integer("conv_kernel", 4),
-        time_step_limit=read_limit(fields.sequence("time_step_limit", (0.0, math.inf))),
+        time_step_limit=read_limit(fields.sequence("time_step_limit", (0.0, math.inf), 2)),
         use_bias=fields.flag("use_bias", False),
         use_conv_bias=fields.flag("use_conv_bias", True),
         norm_eps=eps,

@@ -30,8 +30,8 @@ def read(fields: Fields) -> ModelSpec:
     window = fields.integer("sliding_window", 1024)
     attention = {kind: _attention(fields, kind, window) for kind in (FULL, WINDOWED)}
     channel = {"sparse": Part("moe", read_experts(fields, normalised=True)), "dense": Part("mlp", read_mlp(fields))}
-    kinds = fields.sequence("layer_types", [FULL] * depth)
-    channels = fields.sequence("mlp_layer_types", ["sparse"] * depth)
+    kinds = fields.kinds("layer_types", [FULL] * depth, FULL, WINDOWED)
+    channels = fields.kinds("mlp_layer_types", ["sparse"] * depth, "sparse", "dense")
     return assemble(
         fields, [[Part("attention", attention[kind]), channel[mlp]] for kind, mlp in zip(kinds, channels, strict=True)]
     )

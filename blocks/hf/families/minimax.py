@@ -29,7 +29,7 @@ def read(fields: Fields) -> ModelSpec:
     """The model of a MiniMax configuration."""
     depth = fields.integer("num_hidden_layers")
     default = ["linear_attention" if layer % 2 else "full_attention" for layer in range(depth)]
-    kinds = fields.sequence("layer_types", default)
+    kinds = fields.kinds("layer_types", default, "linear_attention", "full_attention")
     joins = {
         name: _join(fields, fields.number(f"{key}_alpha_factor", 1.0), fields.number(f"{key}_beta_factor", 1.0))
         for name, key in (("attention", "full_attn"), ("linear", "linear_attn"), ("moe", "mlp"))
@@ -56,7 +56,7 @@ def read_layers(fields: Fields, kinds: list[str], joins: dict[str, Residual]) ->
             num_attention_heads=heads,
             head_dim=head_dim,
             num_hidden_layers=fields.integer("num_hidden_layers"),
-            hidden_act=HF_NAMES[fields.take("hidden_act", "silu")],
+            hidden_act=fields.choice("hidden_act", HF_NAMES, "silu"),
         ),
     }
     moe = Part("moe", read_experts(fields), joins["moe"])

@@ -29,7 +29,7 @@ def read_experts(fields: Fields, experts: int = 8, chosen: int = 2, **options: A
         num_experts=fields.integer("num_local_experts", experts),
         num_experts_per_tok=fields.integer("num_experts_per_tok", chosen),
         moe_intermediate_size=fields.integer("intermediate_size"),
-        hidden_act=HF_NAMES[fields.take("hidden_act", "silu")],
+        hidden_act=fields.choice("hidden_act", HF_NAMES, "silu"),
         router_aux_loss_coef=fields.number("router_aux_loss_coef", 0.001),
         **options,
     )

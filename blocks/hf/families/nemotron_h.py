@@ -47,7 +47,7 @@ def _kinds(fields: Fields) -> list[str]:
     pattern = fields.take("hybrid_override_pattern", None)
     listed = fields.sequence("layers_block_type", None)
     if listed is None:
-        unknown = set(pattern or "?") - set(_LETTERS)
+        unknown = set(str(pattern or "?")) - set(_LETTERS)
         if unknown:
             fields.refuse("hybrid_override_pattern", pattern, "made of M, *, - and E")
         return [_LETTERS[letter] for letter in pattern]
@@ -87,7 +87,7 @@ def _attention(fields: Fields) -> Attention:
 
 
 def _mlp(fields: Fields) -> GatedMLP:
-    act = HF_NAMES[fields.take("mlp_hidden_act", "relu2")]
+    act = fields.choice("mlp_hidden_act", HF_NAMES, "relu2")
     bias = fields.flag("mlp_bias", False)
     return GatedMLP(
         intermediate_size=fields.integer("intermediate_size", 21504), hidden_act=act, gated=False, bias=bias
@@ -102,7 +102,7 @@ def _moe(fields: Fields) -> MoE:
         moe_intermediate_size=fields.integer("moe_intermediate_size", 7688),
         shared_expert_intermediate_size=fields.integer("moe_shared_expert_intermediate_size", 7688),
         latent_size=fields.integer("moe_latent_size", None),
-        hidden_act=HF_NAMES[fields.take("mlp_hidden_act", "relu2")],
+        hidden_act=fields.choice("mlp_hidden_act", HF_NAMES, "relu2"),
         gated=False,
         **read_router(fields),
     )

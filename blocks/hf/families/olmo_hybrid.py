@@ -41,7 +41,7 @@ def read(fields: Fields) -> ModelSpec:
     default = ["full_attention" if layer % 4 == 3 else "linear_attention" for layer in range(depth)]
     if "full_attention" not in default:
         default[-1] = "full_attention"
-    kinds = fields.sequence("layer_types", default)
+    kinds = fields.kinds("layer_types", default, "linear_attention", "full_attention")
     layers = {
         "full_attention": [Part("attention", attention, after), Part("mlp_after", mlp, after)],
         "linear_attention": [Part("linear", linear), Part("mlp", mlp)],

@@ -27,8 +27,8 @@ def read(fields: Fields) -> ModelSpec:
     windowed = full.model_copy(update={"sliding_window": window})
     lowest = fields.integer("max_window_layers", 28)
     default = ["sliding_attention" if window and layer >= lowest else "full_attention" for layer in range(depth)]
-    kinds = fields.sequence("layer_types", default)
-    chosen = [windowed if kind == "sliding_attention" else full for kind in kinds[:depth]]
+    kinds = fields.kinds("layer_types", default, "full_attention", "sliding_attention")
+    chosen = [windowed if kind == "sliding_attention" else full for kind in kinds]
     return assemble(fields, [[Part("attention", attention), Part("mlp", mlp)] for attention in chosen])
 
 

@@ -56,7 +56,7 @@ def read_experts(fields: Fields, normalised: bool = False, **options: Any) -> Mo
         num_experts=fields.integer("num_experts", 128),
         num_experts_per_tok=fields.integer("num_experts_per_tok", 8),
         moe_intermediate_size=fields.integer("moe_intermediate_size", 768),
-        hidden_act=HF_NAMES[fields.take("hidden_act", "silu")],
+        hidden_act=fields.choice("hidden_act", HF_NAMES, "silu"),
         norm_topk_prob=fields.flag("norm_topk_prob", normalised),
         router_aux_loss_coef=fields.number("router_aux_loss_coef", 0.001),
         **options,

@@ -42,12 +42,13 @@ def read(fields: Fields) -> ModelSpec:
     linear, moe, mlp = _linear(fields, eps), _experts(fields), read_mlp(fields)
     dense, every = dense_layers(fields), fields.integer("full_attention_interval", 4)
     default = ["linear_attention" if (layer + 1) % every else "full_attention" for layer in range(depth)]
+    kinds = fields.kinds("layer_types", default, "linear_attention", "full_attention")
     layers = [
         [
             Part("linear", linear) if kind == "linear_attention" else Part("attention", attention),
             Part("mlp", mlp) if layer in dense else Part("moe", moe),
         ]
-        for layer, kind in enumerate(fields.sequence("layer_types", default)[:depth])
+        for layer, kind in enumerate(kinds)
     ]
     norm = RMSNorm(eps=eps, unit_offset=True)
     return assemble(fields, layers, residual=Residual(norm=norm), norm=norm)

@@ -32,7 +32,7 @@ def read(fields: Fields) -> ModelSpec:
         norm_eps=fields.number("rms_norm_eps", 1e-6),
     )
     mlp = GatedMLP(
-        intermediate_size=fields.integer("intermediate_size"), hidden_act=HF_NAMES[fields.take("hidden_act", "swish")]
+        intermediate_size=fields.integer("intermediate_size"), hidden_act=fields.choice("hidden_act", HF_NAMES, "swish")
     )
     layers = [[Part("retention", retention), Part("mlp", mlp)]] * fields.integer("num_hidden_layers")
     scaled = "sqrt_width" if not fields.flag("no_scale_embedding", True) else 1.0

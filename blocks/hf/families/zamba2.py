@@ -28,9 +28,9 @@ from archcompass.errors import ConversionError
 
 def read(fields: Fields) -> ModelSpec:
     """The model of a Zamba2 configuration."""
-    kinds, shared = fields.sequence("layers_block_type"), fields.integer("num_mem_blocks", 1)
-    if fields.integer("num_hidden_layers", len(kinds)) != len(kinds):
-        fields.refuse("num_hidden_layers", fields.take("num_hidden_layers"), f"{len(kinds)}, as layers_block_type has")
+    depth = fields.integer("num_hidden_layers", len(fields.sequence("layers_block_type")))
+    kinds = fields.kinds("layers_block_type", ["linear_attention"] * depth, "linear_attention", "hybrid")
+    shared = fields.integer("num_mem_blocks", 1)
     fields.expect("use_long_context", False)
     mamba, norm = _mamba(fields), RMSNorm(eps=fields.number("rms_norm_eps", 1e-5))
     guided, alone = _guided(fields, mamba), Residual(position="none")
@@ -84,7 +84,7 @@ def _guided(fields: Fields, mamba: Mamba2) -> Guided:
         mixer=mamba,
         attention=attention,
         intermediate_size=fields.integer("intermediate_size", 4 * width),
-        hidden_act=HF_NAMES[fields.take("hidden_act", "gelu")],
+        hidden_act=fields.choice("hidden_act", HF_NAMES, "gelu"),
         mlp_bias=fields.flag("add_bias_linear", False),
         adapter_rank=fields.integer("adapter_rank", 128),
         attention_adapters=fields.flag("use_shared_attention_adapter", False),
