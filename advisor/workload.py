@@ -107,7 +107,9 @@ class Workload(BaseModel):
         float | None, _parsed(_or_none(lambda v: units.within(units.plain(v), low=1e-3, high=1e6)))
     ] = Field(description="tokens per second that each user is to see")
     prefix_reuse: Annotated[Literal["low", "high"], _CHOICE] = Field(description="how much of the prompt comes again")
-    gpu: Annotated[str, _parsed(_name)] = Field(description='the card, as in "rtx-4090", "2x H100 SXM" or "cpu"')
+    gpu: Annotated[str, _parsed(_name)] = Field(
+        description='the card: "rtx-4090", "2x H100 SXM", "cpu", or by hand "24GB 1008GB/s 165TFLOPS"'
+    )
     vram: Annotated[int | None, _MEMORY] = Field(description="memory of one card, instead of the card's own")
     ram: Annotated[int | None, _MEMORY] = Field(description="system memory that experts may be kept in")
     precision: Annotated[PrecisionName, _CHOICE] = Field(description="how weights are stored")

@@ -24,7 +24,7 @@ from archcompass.errors import ArchcompassError
 from archcompass.profiles.efficiency import ACCELERATOR, Efficiency, adapted
 from archcompass.profiles.hardware import FP16_SUMS, Hardware, find
 from archcompass.profiles.predict import PIPELINE_TOKENS, pipelined, predict
-from archcompass.profiles.request import Request
+from archcompass.profiles.request import Request, usual_parallel
 
 TARGET = Path(__file__).resolve().parent.parent / "profiles" / "data" / "engines.json"
 
@@ -118,7 +118,7 @@ def row_of(raw: dict[str, Any]) -> Row | None:
         card = find(f"{raw['n_gpu']}x {raw['hw_id']}" if raw["n_gpu"] > 1 else raw["hw_id"])
     except ArchcompassError:
         return None
-    parallel = "pipeline" if engine == "llama.cpp" else "tensor"
+    parallel = usual_parallel("inference", engine)
     context = int(raw.get("context") or raw.get("input_len") or 0)
     common = {"batch": batch, "precision": precision, "engine": engine, "parallel": parallel}
     value = raw["value"]

@@ -6,7 +6,7 @@ Memory never falls as context or batch grows (tests/profiles/test_laws.py), so b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from archcompass.blocks.model.spec import ModelSpec
 from archcompass.profiles.hardware import Hardware, known
@@ -15,6 +15,32 @@ from archcompass.profiles.request import Request
 
 LONGEST = 2**30
 MOST = 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How far a request can grow on its machine, and how little holds it.
+
+    Attributes:
+        longest_prompt: tokens of each prompt, all else as asked; 0 where none fit, None where nothing bounds them.
+        largest_batch: sequences of the length that was asked; 0 where not even one fits.
+        smallest_machine: of the same vendor and kind (of all, where there are none), by `Hardware.tag`; None where none does.
+    """
+
+    longest_prompt: int | None
+    largest_batch: int
+    smallest_machine: str | None
+
+
+def limits(spec: ModelSpec, request: Request, hardware: Hardware) -> Limits:
+    """All inverse questions at once, for `request` on `hardware`."""
+    alike = [card for card in known() if (card.vendor, card.kind) == (hardware.vendor, hardware.kind)]
+    smallest = smallest_machine(spec, request, alike or None)
+    return Limits(
+        longest_prompt=longest_context(spec, request, hardware),
+        largest_batch=largest_batch(spec, request, hardware),
+        smallest_machine=smallest.tag if smallest else None,
+    )
 
 
 def longest_context(spec: ModelSpec, request: Request, hardware: Hardware) -> int | None:

@@ -93,7 +93,7 @@ class Prediction:
         prefill, decode: the calls, part by part.
         basis: the name of the table that the times stand on.
         notes: what a reader must know.
-        verdict: why it does not fit and what would; empty when it does.
+        verdict: why it does not fit; empty when it does.
     """
 
     prefill_ms: float | None
@@ -397,11 +397,9 @@ def _source(table: Efficiency) -> Source:
 
 def _verdict(ledger: Memory, hardware: Hardware) -> str:
     needs, has = ledger.per_card_bytes / GB, ledger.capacity_bytes / GB
-    where = "each card" if hardware.count > 1 else "it"
-    return (
-        f"does not fit {hardware.label}: {where} would hold {needs:.1f} GB and has {has:.1f} GB; "
-        f"all together {ledger.total_bytes / GB:.1f} GB are needed"
-    )
+    said = f"does not fit {hardware.label}: {'each card' if hardware.count > 1 else 'it'} would hold {needs:.1f} GB and has "
+    said += f"{has:.1f} GB"
+    return f"{said}; all together {ledger.total_bytes / GB:.1f} GB are needed" if hardware.count > 1 else said
 
 
 def _notes(prefill: Call, decode: Call | None, table: Efficiency) -> tuple[str, ...]:

@@ -12,9 +12,10 @@ from pydantic import BaseModel, ConfigDict
 from archcompass.blocks.model.spec import ModelSpec
 from archcompass.errors import InputError
 from archcompass.profiles.hardware import Hardware, describe, find, with_memory
+from archcompass.profiles.inverse import Limits, limits
 from archcompass.profiles.ledger import Memory
 from archcompass.profiles.predict import Call, Prediction, predict
-from archcompass.profiles.request import Engine, Mode, Parallel, Request
+from archcompass.profiles.request import Engine, Mode, Optimizer, Parallel, Recompute, Request, usual_parallel
 from archcompass.profiles.units import parse_bandwidth, parse_bytes, parse_flops
 
 if TYPE_CHECKING:
@@ -126,6 +127,7 @@ class ProfileReport(_Data):
     prompt: int
     generate: int
     profiles: list[ProfileEntry]
+    limits: Limits
     check: str
 
     @property
@@ -149,9 +151,12 @@ def profile(
     kv_precision: str | None = None,
     mode: Mode = "inference",
     engine: Engine = "native",
-    parallel: Parallel = "tensor",
+    parallel: Parallel | None = None,
     offload: float = 0.0,
     ram_bytes_per_second: float = 80e9,
+    optimizer: Optimizer = "adamw",
+    master_weights: bool = False,
+    recompute: Recompute = "none",
     seconds: float = 45.0,
     progress: Callable[[float, str], None] | None = None,
     called: str | None = None,
@@ -163,7 +168,9 @@ def profile(
         vram, bandwidth, tflops: override the card's memory, or describe a card by hand when all three are given.
         device: measure on "cpu" or "cuda" here; the prediction for this machine stands beside it.
         batch, prompt, generate, precision, kv_precision, mode, engine: see `Request`.
-        parallel, offload, ram_bytes_per_second: how the model lies on `gpu`; see `Request`.
+        parallel, offload, ram_bytes_per_second: how the model lies on `gpu`; see `Request`. None shares it as is usual
+            (`usual_parallel`).
+        optimizer, master_weights, recompute: how `gpu` trains; see `Request`. What is measured trains with their defaults.
         seconds: about how long measuring may take.
         progress: told (share done, what is done now).
         called: what the command line would call this model, a path perhaps; None takes its name.
@@ -180,7 +187,10 @@ def profile(
     target = (
         machine(gpu, vram=vram, bandwidth=bandwidth, tflops=tflops) if _named(gpu, vram, bandwidth, tflops) else None
     )
-    lies = replace(request, parallel=parallel, offload=offload, ram_bytes_per_second=ram_bytes_per_second)
+    lies = replace(
+        request, parallel=parallel or usual_parallel(mode, engine), offload=offload,
+        ram_bytes_per_second=ram_bytes_per_second, optimizer=optimizer, master_weights=master_weights, recompute=recompute,
+    )  # fmt: skip
     entries = [_predicted(spec, lies, target)] if target is not None else []
     here = None
     if device is not None:
@@ -189,13 +199,13 @@ def profile(
     elif target is None:
         here = find("cpu")
         entries.append(_predicted(spec, request, here))
-    counts = spec.parameters()
+    counts, asked_of = spec.parameters(), target or here or find("cpu")
     return ProfileReport(
         model=spec.name,
         parameters=ParameterCounts(
             total=counts.total, active=counts.active, active_without_embeddings=counts.active_without_embeddings
         ),
-        hardware=(target or here or find("cpu")).tag,
+        hardware=asked_of.tag,
         precision=request.precision,
         kv_precision=request.cache_precision.name,
         mode=request.mode,
@@ -204,6 +214,7 @@ def profile(
         prompt=prompt,
         generate=generate,
         profiles=entries,
+        limits=limits(spec, lies, asked_of),
         check=_check(called or spec.name, request, target),
     )
 

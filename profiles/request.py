@@ -153,6 +153,14 @@ class Request:
         return self.step(1, self.prompt + max(self.generate - 1, 0) // 2)
 
 
+def usual_parallel(mode: str, engine: str) -> Parallel:
+    """How several cards share a model where nobody says: training has sequences of its own on each, llama.cpp gives each
+    some layers, all else splits every product."""
+    if mode != "inference":
+        return "data"
+    return "pipeline" if engine == "llama.cpp" else "tensor"
+
+
 def _whole(name: str, value: object, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise InputError(f"{name} is {value!r}: it must be a whole number; nearest: {least}")

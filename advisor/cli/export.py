@@ -24,7 +24,9 @@ def export(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write; made if need be.")],
     to: Annotated[str, typer.Option("--to", help="hf, yaml, vllm or torchrun.")] = "hf",
     weights: Annotated[str | None, _flag("--weights", "random, or a checkpoint of `train`; else none.")] = None,
-    dtype: Annotated[str | None, _flag("--dtype", "Of the weights: fp32 or bf16 [bf16; a checkpoint's fp32].")] = None,
+    dtype: Annotated[
+        str | None, _flag("--dtype", "Of the weights: fp32 or bf16 \\[bf16; a checkpoint's fp32].")
+    ] = None,
     model_type: Annotated[str | None, _flag("--model-type", "HF model type to write.")] = None,
     context: Annotated[str | None, _flag("--context", "vllm: tokens of one sequence at most: 32k.")] = None,
     concurrency: Annotated[str | None, _flag("--concurrency", "vllm: sequences at once at most.")] = None,

@@ -29,13 +29,26 @@ def profile(
     prompt: Annotated[str | None, _flag("--prompt", "Tokens of each prompt [1024]: 4096, 100k.")] = None,
     generate: Annotated[str | None, _flag("--generate", "Tokens generated after it [256].")] = None,
     precision: Annotated[
-        str | None, _flag("--precision", "Storage of the weights [bf16]: fp8, int4, q4_k_m ...")
+        str | None, _flag("--precision", "Storage of the weights \\[bf16]: fp8, int4, q4_k_m ...")
     ] = None,
     kv_precision: Annotated[
-        str | None, _flag("--kv-precision", "Storage of caches that grow [as the activations].")
+        str | None, _flag("--kv-precision", "Storage of caches that grow \\[as the activations].")
     ] = None,
-    mode: Annotated[str | None, _flag("--mode", "inference, finetuning or training [inference].")] = None,
-    engine: Annotated[str | None, _flag("--engine", "native, transformers, vllm or llama.cpp [native].")] = None,
+    mode: Annotated[str | None, _flag("--mode", "inference, finetuning or training \\[inference].")] = None,
+    engine: Annotated[str | None, _flag("--engine", "native, transformers, vllm or llama.cpp \\[native].")] = None,
+    parallel: Annotated[
+        str | None, _flag("--parallel", "How several cards share it: tensor, data or pipeline \\[as the engine does].")
+    ] = None,
+    offload: Annotated[
+        float | None, _flag("--offload", "Share of the routed experts that lies in system memory \\[0].")
+    ] = None,
+    optimizer: Annotated[str | None, _flag("--optimizer", "Training: adamw, adamw-8bit or sgd \\[adamw].")] = None,
+    master_weights: Annotated[
+        bool | None, typer.Option("--master-weights", help="Training: an fp32 copy of the weights too.")
+    ] = None,
+    recompute: Annotated[
+        str | None, _flag("--recompute", "Training, activations made again: none, selective or full \\[none].")
+    ] = None,
     as_json: AsJson = False,
     markdown: AsMarkdown = False,
 ) -> None:
@@ -64,6 +77,11 @@ def profile(
         "kv_precision": kv_precision,
         "mode": mode,
         "engine": engine,
+        "parallel": parallel,
+        "offload": offload,
+        "optimizer": optimizer,
+        "master_weights": master_weights,
+        "recompute": recompute,
     }
     spec = load(model)
     with progress("measuring", quiet=device is None) as update:

@@ -9,23 +9,23 @@ from archcompass.advisor.cli.output import print_lines
 from archcompass.advisor.report.layout import Cell, Column, row, table, width, write
 from archcompass.advisor.report.tables import markdown_lines
 
-HEADINGS = ("", "source", "machine", "prompt", "memory", "prefill", "decode/user", "fits")
-
 BAR = 24
 
 
 def show(data: dict[str, Any], *, markdown: bool = False) -> None:
     """Prints a profile report (its JSON data) on stdout."""
     if markdown:
-        lines = [f"**{headline(data)}**", "", *markdown_lines(HEADINGS[1:], [row[1:] for row in rows(data)])]
+        table_lines = markdown_lines(headings(data)[1:], [row[1:] for row in rows(data)])
+        lines = [f"**{headline(data)}**", "", *table_lines]
         print_lines(lines)
         return
     room = width()
     said = [(entry["source"], note) for entry in data["profiles"] for note in notes(entry)]
     write(row([Cell(""), Cell(headline(data), bold=True)], [Column(1), Column(room - 1)]))
     write(["", *memory_lines(data["profiles"][0]), ""])
-    write(table(HEADINGS, rows(data), right=(3, 4, 5, 6)))
-    write(["", *(line for label, text in [*said, ("Check", data["check"])] for line in _labelled(label, text, room))])
+    write(table(headings(data), rows(data), right=(3, 4, 5, 6)))
+    said += [("Room", room_left(data)), ("Check", data["check"])]
+    write(["", *(line for label, text in said for line in _labelled(label, text, room))])
 
 
 def _labelled(label: str, text: str, room: int) -> list[str]:
@@ -33,16 +33,37 @@ def _labelled(label: str, text: str, room: int) -> list[str]:
     return row([Cell(f" {label}", dim=True), Cell(text)], [Column(12, gap=1), Column(room - 13)])
 
 
+def headings(data: dict[str, Any]) -> list[str]:
+    """The columns; in training the time is that of a step."""
+    time = "prefill" if data["mode"] == "inference" else "step"
+    return ["", "source", "machine", "prompt", "memory", time, "decode/user", "fits"]
+
+
+def room_left(data: dict[str, Any]) -> str:
+    """How far the question could grow on this machine, and how little would hold it."""
+    limits = data["limits"]
+    longest, most, least = limits["longest_prompt"], limits["largest_batch"], limits["smallest_machine"]
+    if longest == 0 and most == 0:
+        here = "not even one short prompt fits"
+    else:
+        long = "prompts of any length" if longest is None else f"prompts up to {longest:,} tokens"
+        here = f"{long}, or {most:,} of this length at once" if most else f"{long} would fit"
+    return f"{here}; the smallest that holds it: {least}" if least else here
+
+
 def headline(data: dict[str, Any]) -> str:
     """What was asked of whom, and whether it fits."""
     parameters, first = data["parameters"], data["profiles"][0]
+    memory = first["memory"]
     size = f"{units.say_figures(parameters['total'])} total"
     if parameters["active"] < 0.95 * parameters["total"]:
         size += f", {units.say_figures(parameters['active'])} active"
-    spare = first["memory"]["capacity_bytes"] - first["memory"]["per_card_bytes"]
+    spare = memory["capacity_bytes"] - memory["per_card_bytes"]
     if not first["fits"]:
         return f"{data['model']} · {size} · {first['precision']} · {first['verdict']}"
     left = f"{units.say_bytes(spare)} to spare" if spare < 1e15 else "measured here"
+    if memory["per_card_bytes"] < 0.9 * memory["total_bytes"]:
+        left += " on each"
     return f"{data['model']} · {size} · {first['precision']} · fits {first['hardware']}, {left}"
 
 
@@ -70,7 +91,7 @@ def rows(data: dict[str, Any]) -> list[list[str]]:
             str(number),
             entry["source"],
             entry["hardware"],
-            f"{units.say_tokens(entry['prompt'])} + {units.say_tokens(entry['generate'])}",
+            _tokens(entry, data["mode"]),
             units.say_bytes(entry["memory"]["total_bytes"]),
             _prefill(entry),
             _decode(entry),
@@ -90,6 +111,11 @@ def notes(entry: dict[str, Any]) -> list[str]:
     stated = bool(entry["range"]["prefill_ms"] or entry["range"]["decode_ms_per_token"])
     rests = [f"range: {entry['range']['why']}"] if stated else []
     return [*lines, *([f"ran: {ran}"] if ran else []), *rests, *entry["notes"]]
+
+
+def _tokens(entry: dict[str, Any], mode: str) -> str:
+    read = units.say_tokens(entry["prompt"])
+    return f"{read} + {units.say_tokens(entry['generate'])}" if mode == "inference" else read
 
 
 def _prefill(entry: dict[str, Any]) -> str:

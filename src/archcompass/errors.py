@@ -18,6 +18,9 @@ value.
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+FEW = 12
+"""Names that are all listed where none is near."""
+
 
 class ArchcompassError(Exception):
     """Base of everything raised on purpose."""
@@ -41,8 +44,11 @@ class UnknownNameError(InputError):
     """
 
     def __init__(self, what: str, name: str, known: Iterable[str]) -> None:
-        self.name, self.nearest = name, nearest(name, known)
+        all_known = list(known)
+        self.name, self.nearest = name, nearest(name, all_known)
         hint = f"; nearest: {', '.join(self.nearest)}" if self.nearest else ""
+        if not hint and len(all_known) <= FEW:
+            hint = f"; choose {', '.join(all_known)}"
         super().__init__(f"{what} {name!r} is not known{hint}")
 
 

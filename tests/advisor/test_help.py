@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from rich.text import Text
 
 from archcompass import __version__
 from archcompass.advisor.cli.app import app
@@ -44,6 +45,14 @@ def test_every_flag_and_argument_is_explained(name: str) -> None:
     register([name])
     command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
     assert not [parameter.name for parameter in command.params if not getattr(parameter, "help", None)]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_part_of_a_flags_explanation_is_taken_for_a_style(name: str) -> None:
+    register([name])
+    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+    told = [getattr(parameter, "help", None) or "" for parameter in command.params]
+    assert [Text.from_markup(text).plain for text in told] == [text.replace("\\[", "[") for text in told]
 
 
 def test_the_version_is_the_packages() -> None:

@@ -44,7 +44,7 @@ def test_a_measurement_says_what_was_run(families: dict[str, ModelSpec]) -> None
     assert seen.prefill is not None
     assert seen.decode is not None
     assert seen.prefill.low <= seen.prefill.ms <= seen.prefill.high
-    assert seen.ran["decode_runs"] == len(seen.decode.runs) == seen.request.generate == 6
+    assert seen.ran["decode_runs"] == len(seen.decode.runs) == seen.request.generate <= 6  # fewer where time ran out
     assert seen.ran["torch"] == torch.__version__
     assert seen.process_peak_bytes is None or seen.process_peak_bytes > seen.weights_bytes
 

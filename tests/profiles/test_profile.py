@@ -34,7 +34,7 @@ def test_the_keys_that_scripts_rely_on_are_there(llama: ModelSpec) -> None:
 
 
 def test_the_total_is_the_sum_of_the_printed_parts(llama: ModelSpec) -> None:
-    sizes = dumped(llama, gpu="h200", mode="training", prompt=512)["profiles"][0]["memory"]
+    sizes = dumped(llama, gpu="8x h200", mode="training", batch=8, prompt=8192)["profiles"][0]["memory"]
     parts = ("weights_bytes", "state_bytes", "activation_bytes", "overhead_bytes", "training_bytes")
     assert sizes["total_bytes"] == sum(sizes[part] for part in parts)
 
@@ -88,6 +88,37 @@ def test_without_a_card_the_answer_is_for_this_machine(families: dict[str, Model
     report = profile(families["ssm"], prompt=64, generate=4)
     assert report.hardware == "cpu"
     assert "--device cpu" in report.check
+
+
+def test_several_cards_share_a_model_as_the_engine_does(llama: ModelSpec) -> None:
+    asked = {"gpu": "2x rtx-3090", "engine": "llama.cpp", "precision": "q8_0"}
+    usual, split = profile(llama, **asked), profile(llama, **asked, parallel="tensor")
+    assert usual.profiles[0] == profile(llama, **asked, parallel="pipeline").profiles[0]
+    assert usual.profiles[0] != split.profiles[0]
+    training = profile(llama, gpu="8x h100-sxm", mode="training", batch=8)
+    assert (
+        training.profiles[0] == profile(llama, gpu="8x h100-sxm", mode="training", batch=8, parallel="data").profiles[0]
+    )
+
+
+def test_training_can_be_asked_for_in_every_way(llama: ModelSpec) -> None:
+    def asked(**how: Any) -> float:
+        return (
+            profile(llama, gpu="8x h200", mode="training", batch=8, prompt=8192, **how).profiles[0].memory.total_bytes
+        )
+
+    assert asked(recompute="full") < asked(recompute="selective") < asked()
+    assert asked(optimizer="adamw-8bit") < asked() < asked(master_weights=True)
+
+
+def test_a_report_says_how_far_the_question_could_grow(llama: ModelSpec) -> None:
+    found = profile(llama, gpu="rtx-4090", prompt=4096).limits
+    assert found.longest_prompt is not None
+    assert profile(llama, gpu="rtx-4090", prompt=found.longest_prompt).fits
+    assert not profile(llama, gpu="rtx-4090", prompt=found.longest_prompt + 1).fits
+    assert not profile(llama, gpu="rtx-4090", prompt=4096, batch=found.largest_batch + 1).fits
+    assert found.smallest_machine is not None
+    assert profile(llama, gpu=found.smallest_machine, prompt=4096).fits
 
 
 @pytest.mark.parametrize(
