@@ -26,6 +26,7 @@ from archcompass.profiles.hardware import Hardware
 from archcompass.profiles.ledger import Memory, memory
 from archcompass.profiles.predict import Call, Prediction, predict
 from archcompass.profiles.request import Request
+from archcompass.profiles.tables import efficiency_of
 
 if TYPE_CHECKING:
     from archcompass.profiles.measure.sweep import Seen
@@ -98,6 +99,9 @@ class Comparison(BaseModel):
     """The whole sweep.
 
     Attributes:
+        capacity_bytes: what the cards hold together.
+        range: (low, high) factors on every predicted time, for "prefill" and "decode".
+        notes: what a reader must know.
         points: predicted.
         measured: the same models timed on this machine, as far as time and memory went; empty unless asked for.
         measured_crossovers: where the measured lines cross.
@@ -107,6 +111,9 @@ class Comparison(BaseModel):
 
     sweep: Sweep
     hardware: str
+    capacity_bytes: int
+    range: dict[str, tuple[float, float]]
+    notes: tuple[str, ...] = ()
     models: dict[str, dict[str, Any]]
     points: tuple[Point, ...]
     crossovers: tuple[Crossover, ...]
@@ -123,7 +130,7 @@ class _Contestant:
 
 
 def compare(workload: Workload, sweep: Sweep = "context", values: Sequence[int] | None = None) -> Comparison:
-    """Sizes the four families for `workload` and asks them along the sweep.
+    """Sizes the four families for `workload` and asks them along the sweep, always as they run: training has no sweep.
 
     Raises:
         DoesNotFitError: no family can be sized for the card.
@@ -197,8 +204,12 @@ def _seen(family: str, seen: Seen) -> Point:
 
 
 def _contestants(workload: Workload) -> list[_Contestant]:
-    answer = recommend(workload, quick=True)
-    found = [_Contestant(c.family, c.precision, c.model, c.runs) for c in answer.candidates if c.model is not None]
+    answer, serves = recommend(workload, quick=True), Reading.of(workload).serves
+    found = [
+        _Contestant(c.family, c.precision, c.model, c.runs if serves else {})
+        for c in answer.candidates
+        if c.model is not None
+    ]
     return sorted(found, key=lambda contestant: FAMILIES.index(contestant.family))
 
 
@@ -211,9 +222,13 @@ def _compared(
     overhead: bool = True,
 ) -> Comparison:
     points = [_point(one, workload, sweep, value, hardware, overhead) for one in contestants for value in along]
+    afterwards = f"sized for {workload.mode}, compared as they run afterwards"
     return Comparison(
         sweep=sweep,
         hardware=hardware.label,
+        capacity_bytes=hardware.total_memory_bytes,
+        range=dict(efficiency_of(hardware).spread),
+        notes=() if workload.mode == "inference" else (afterwards,),
         models={one.family: _facts(one) for one in contestants},
         points=tuple(points),
         crossovers=tuple(_crossovers(points, sweep)),

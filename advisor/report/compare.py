@@ -29,7 +29,7 @@ def show(data: dict[str, Any], *, markdown: bool = False) -> None:
     for key, question, say in QUESTIONS:
         write(["", f" {styled(Cell(question, bold=True))}", *_table(data, families, key, say)])
     write(["", *(line for text in crossing_lines(data) for line in _indented(text.strip(), room)), ""])
-    write(_indented(f"{numbers(data)} A dash does not fit; * is the cheapest that does.", room))
+    write(_indented(f"{numbers(data)} A dash or brackets: does not fit; * is the cheapest that does.", room))
     return None
 
 
@@ -83,32 +83,49 @@ def _cell(point: dict[str, Any], key: str, say: Any) -> str:
 
 
 def numbers(data: dict[str, Any]) -> str:
-    """Where the numbers come from."""
+    """Where the numbers come from, and where the truth should lie."""
     sources = ", ".join(sorted({point["source"] for point in data["points"]}))
-    if not data["measured"]:
-        return f"Numbers: {sources}."
-    return f"Numbers: {sources} / measured on this machine, as far as the time went."
+    (fast, slow), (quick, tardy) = data["range"]["prefill"], data["range"]["decode"]
+    said = f"Numbers: {sources}; the truth should lie at {fast:g} to {slow:g} times the time to read, "
+    said += f"{quick:g} to {tardy:g} times the time per token."
+    if data["measured"]:
+        said += " After the slash: measured on this machine, as far as the time went."
+    return " ".join([said, *(f"{note[0].upper()}{note[1:]}." for note in data["notes"])])
 
 
 def page(data: dict[str, Any]) -> str:
     """The picture as one HTML file: a line a family for each question, measured points over it."""
     from archcompass.advisor.report import figures, html
 
-    plain = (1.0, 1.0)
+    card = None if data["measured"] else data["capacity_bytes"]  # small models beside it would be one line on the axis
+    prefill, decode = data["range"]["prefill"], data["range"]["decode"]
     charts = {
-        "prefill": figures.sweep(data, "prefill_ms", "Time to read the prompts", 1e-3, "seconds", plain, None),
-        "decode": figures.sweep(data, "decode_ms_per_token", "Time per token", 1.0, "ms", plain, None),
-        "grows": figures.sweep(data, "memory_bytes", "Memory", 1e-9, "GB", plain, None),
+        "square": figures.sweep(
+            _per_token(data), "prefill_ms", "Time to read one token of a prompt", 1e3, "µs", prefill, None
+        ),
+        "prefill": figures.sweep(data, "prefill_ms", "Time to read the prompts", 1e-3, "seconds", prefill, None),
+        "decode": figures.sweep(data, "decode_ms_per_token", "Time per token", 1.0, "ms", decode, None),
+        "grows": figures.sweep(data, "memory_bytes", "Memory", 1e-9, "GB", (1.0, 1.0), None, card),
     }
     title = f"Four families on {data['hardware']}"
     crossings = "".join(f"<li>{escape(line.strip())}</li>" for line in crossing_lines(data))
     drawn = "".join(
         html.chart(name, f"{figure['layout']['title']['text']} by family") for name, figure in charts.items()
     )
-    told = (
-        f"<p class=dim>{escape(numbers(data))} Lines are predicted; crosses were measured. {escape(_models(data))}</p>"
-    )
+    marks = "Lines are predicted, bands their range" + ("; crosses were measured." if data["measured"] else ".")
+    told = f"<p class=dim>{escape(numbers(data))} {marks} {escape(_models(data))}</p>"
     return html.document(title, f"<h1>{escape(title)}</h1>{told}{drawn}<ul>{crossings}</ul>", charts)
+
+
+def _per_token(data: dict[str, Any]) -> dict[str, Any]:
+    """The comparison with the time to read shared out among the tokens that are read: level where the cost is linear, rising
+    where it grows with the square."""
+
+    def shared(point: dict[str, Any]) -> dict[str, Any]:
+        spent = point["prefill_ms"]
+        return point | {"prefill_ms": spent and spent / (point["context"] * point["batch"])}
+
+    return data | {kind: [shared(point) for point in data[kind]] for kind in ("points", "measured")}
 
 
 def write_page(data: dict[str, Any], path: Path) -> None:
@@ -142,4 +159,4 @@ def _as_markdown(data: dict[str, Any], families: list[str]) -> None:
     lines = [f"**One card, four families: {data['hardware']}** {_models(data)}"]
     for key, title, say in QUESTIONS:
         lines += ["", f"{title}:", "", *markdown_lines([data["sweep"], *families], grid(data, families, key, say))]
-    print_lines([*lines, "", *(f"- {line.strip()}" for line in crossing_lines(data))])
+    print_lines([*lines, "", *(f"- {line.strip()}" for line in crossing_lines(data)), "", numbers(data)])

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from archcompass.advisor.compare import FAMILIES, compare, compare_here
-from archcompass.advisor.report.compare import page
+from archcompass.advisor.report.compare import _per_token, page
 from archcompass.advisor.workload import Workload
+from archcompass.profiles.hardware import find
 
 ASKED = Workload(context="4k", gpu="rtx-4090", concurrency=1)
 SMALL = ("--values", "64,128", "--scale", "200k", "--seconds", "4", "--gpu", "rtx-4090", "--concurrency", "1")
@@ -47,6 +48,28 @@ def test_measured_points_lie_on_the_places_that_were_predicted() -> None:
     shares = [share for share, _ in told]
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
+
+
+def test_the_square_shows_where_the_cost_of_one_token_rises() -> None:
+    places = (2**14, 2**16, 2**18)
+    data = compare(Workload(context="16k", gpu="8x h200", concurrency=1), values=places).model_dump(mode="json")
+    shared = _per_token(data)["points"]
+
+    def growth(family: str) -> float:
+        first, last = (next(p for p in shared if (p["family"], p["context"]) == (family, c)) for c in (2**14, 2**18))
+        return float(last["prefill_ms"] / first["prefill_ms"])
+
+    assert growth("ssm") == pytest.approx(1.0, abs=0.05)
+    assert growth("transformer") > 2.0
+
+
+def test_a_comparison_says_its_range_and_what_the_cards_hold() -> None:
+    found = compare(ASKED, values=(4096,))
+    assert found.capacity_bytes == find("rtx-4090").memory_bytes
+    assert found.range["prefill"] == pytest.approx((0.65, 2.0))
+    assert not found.notes
+    trained = compare(Workload(context="4k", gpu="8x h100-sxm", mode="training"), values=(4096,))
+    assert "training" in trained.notes[0]
 
 
 def test_batches_are_measured_too() -> None:
