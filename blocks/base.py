@@ -102,7 +102,7 @@ class Block(BaseModel):
         operations = self.work(width, replace(step, training=False))
         largest = max((op.activation_bytes for op in operations), default=0)
         saved = sum(op.activation_bytes * op.count for op in operations) if step.training else 0
-        return Live(peak_bytes=largest, saved_bytes=saved)
+        return Live(peak_bytes=largest, saved_bytes=saved, backward_bytes=largest * step.training)
 
     def check(self, width: int) -> None:
         """Refuses a width this block cannot act on.

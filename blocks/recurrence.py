@@ -8,6 +8,7 @@ from typing import Literal
 
 from archcompass.blocks.base import Live, Op, StateTensor, Step, costed
 from archcompass.kernels.conv.cost import causal_conv_cost
+from archcompass.kernels.conv.memory import causal_conv_held
 from archcompass.kernels.delta_rule.cost import delta_rule_cost, dplr_cost
 from archcompass.kernels.delta_rule.memory import delta_rule_held, dplr_held
 from archcompass.kernels.diagonal_scan.cost import diagonal_scan_cost
@@ -188,16 +189,25 @@ def norm_held(step: Step, width: int, gate: Literal["silu", "sigmoid"] | None = 
     )
 
 
-def recurrent_live(step: Step, before: float, core: Held, norm: Held, output: float, saved: float) -> Live:
+def recurrent_live(
+    step: Step, before: float, core: Held, norm: Held, output: float, saved: float, conved: int = 0
+) -> Live:
     """A mixer of the usual order: what is made before the recurrence, the recurrence, a norm, the output projection.
 
     Args:
         before: bytes alive while the recurrence runs, beside what it makes.
         output: channels that enter the output projection.
         saved: bytes that autograd keeps of what comes before the recurrence.
+        conved: channels of a short convolution before the recurrence; when its gradients are made, what comes after it is
+            kept no more.
     """
     entering = channels_alive(step, output)
+    conv = causal_conv_held(
+        rows=step.tokens, channels=conved, element_bytes=step.element_bytes, fused=step.fused
+    ).backward_bytes
+    after = core.saved_bytes + norm.saved_bytes + entering
     return Live(
         peak_bytes=before + max(core.peak_bytes, entering + norm.peak_bytes),
-        saved_bytes=(saved + core.saved_bytes + norm.saved_bytes + entering) * step.training,
+        saved_bytes=(saved + after) * step.training,
+        backward_bytes=max(core.backward_bytes, norm.backward_bytes, conv - after) * step.training,
     )

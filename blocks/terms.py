@@ -93,6 +93,7 @@ class Op(NamedTuple):
             cost function documents.
         compute: dtype of the multiplications.
         count: how often it runs, in sequence.
+        batched: whether several weights lie side by side in one kernel.
     """
 
     kind: OpKind
@@ -104,6 +105,7 @@ class Op(NamedTuple):
     shape: tuple[int, ...] = ()
     compute: str = "bf16"
     count: int = 1  # type: ignore[assignment]  # a tuple has a method of that name, which nobody needs here
+    batched: bool = False
 
     @property
     def bytes(self) -> float:
@@ -122,6 +124,7 @@ class Op(NamedTuple):
             weight_bytes=self.weight_bytes * count,
             activation_bytes=self.activation_bytes * count,
             shape=(rows, inner, columns * count),
+            batched=True,
         )
 
 
@@ -232,10 +235,13 @@ class Live(NamedTuple):
     Attributes:
         peak_bytes: the most that is alive at once inside the block, its output included, without its input and its state.
         saved_bytes: what autograd keeps for the backward pass, without the block's input. 0 unless training.
+        backward_bytes: the most that the backward pass has alive at once beyond `saved_bytes`: gradients on their way, less
+            what was kept and is needed no more; without the gradients of weights and of the block's output. 0 unless training.
     """
 
     peak_bytes: float = 0
     saved_bytes: float = 0
+    backward_bytes: float = 0
 
 
 class Traits(NamedTuple):

@@ -9,7 +9,14 @@ from typing import NamedTuple
 
 
 class Held(NamedTuple):
-    """Bytes beside the inputs: the most alive at once in a forward call, output included; and what a backward pass needs."""
+    """Bytes beside the inputs: the most alive at once in a forward call, output included; what a backward pass needs; and the
+    most it has alive beyond that, gradients of outputs and inputs on their way."""
 
     peak_bytes: float
     saved_bytes: float
+    backward_bytes: float = 0.0
+
+
+STRONG_HEADS = 1 / 8
+"""Share of heads that forget too fast for the centred form of their chunks, which a torch form therefore makes once more,
+exactly (`archcompass.kernels.decay`). It depends on the weights: one head in ten or so of fresh ones, a fourth at most."""

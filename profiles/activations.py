@@ -39,7 +39,7 @@ def sublayer_live(spec: ModelSpec, name: str, step: Step) -> Live:
     entering = stream if residual.position in ("pre", "sandwich") else 0.0
     peak = max(entering + block.peak_bytes, norm.peak_bytes, entering + 2 * stream)
     saved = block.saved_bytes + (norm.saved_bytes * residual.norms + stream) * step.training
-    return Live(peak_bytes=peak, saved_bytes=saved)
+    return Live(peak_bytes=peak, saved_bytes=saved, backward_bytes=max(block.backward_bytes, norm.backward_bytes))
 
 
 def training_worst(spec: ModelSpec, request: Request, step: Step, cards: int = 1) -> Worst:
@@ -59,7 +59,8 @@ def training_worst(spec: ModelSpec, request: Request, step: Step, cards: int = 1
     gradients = element * (counts.head or counts.table)
     left = dict.fromkeys(spec.shared, 1)
     for name in reversed(order):
-        moments.append(Worst(gradients + weights[name], saved + 2 * stream + parts[name].peak_bytes))
+        # The gradient of what leaves the sublayer stays for the sum with the stream.
+        moments.append(Worst(gradients + weights[name], saved + stream + parts[name].backward_bytes))
         saved -= parts[name].saved_bytes
         gradients += weights[name] * left.get(name, 1)
         left[name] = 0 if name in spec.shared else 1
@@ -69,21 +70,23 @@ def training_worst(spec: ModelSpec, request: Request, step: Step, cards: int = 1
 
 
 def _kept(spec: ModelSpec, name: str, request: Request, step: Step) -> Live:
-    """What a sublayer saves, and the most it has alive in its backward pass beside that, under `request.recompute`."""
+    """What a sublayer saves under `request.recompute`, and the most it has alive beside that when its turn comes backward:
+    what is computed again, whose peak as it is made is no more than when gradients are on their way."""
     live = sublayer_live(spec, name, step)
     if request.recompute == "none":
         return live
     stream = _stream(spec, step)
     products = stream if request.recompute == "full" else stream + _products(spec, name, step)
     kept = min(products, live.saved_bytes)
-    return Live(peak_bytes=live.peak_bytes + live.saved_bytes - kept, saved_bytes=kept)
+    again = max(live.peak_bytes, live.saved_bytes + live.backward_bytes) - kept
+    return Live(peak_bytes=live.peak_bytes, saved_bytes=kept, backward_bytes=again)
 
 
 def _products(spec: ModelSpec, name: str, step: Step) -> float:
-    """Bytes of the results of matrix products and attention, which selective recomputation keeps."""
+    """Bytes of the results of single matrix products and of attention, which selective recomputation keeps."""
     found = 0.0
     for op in spec.blocks[name].work(spec.hidden_size, step):
-        if op.kind == "gemm":
+        if op.kind == "gemm" and not op.batched:
             found += op.shape[0] * op.shape[2] * op.count
         elif op.kind == "attention":
             found += op.shape[0] * op.shape[1] * op.shape[3] * op.shape[6]

@@ -153,6 +153,8 @@ class Attention(Block):
         return Live(
             peak_bytes=step.tokens * peak * step.element_bytes + wide,
             saved_bytes=float(step.tokens * (saved * step.element_bytes + normed) * step.training),
+            # Gradients of the result, the queries, the keys and the values.
+            backward_bytes=2.0 * step.tokens * (queries + keys) * step.element_bytes * step.training,
         )
 
     def _visible(self, context: int) -> int:

@@ -111,8 +111,10 @@ class DeltaNet(Block):
         norm = norm_held(step, self.value_width, "silu" if self.output_gate else None)
         projected, unit = sum(self.sections), 2 * self.key_width
         before = channels_alive(step, projected + self.conv_channels + unit)
-        saved = channels_alive(step, projected, unit)
-        return recurrent_live(step, before, core, norm, self.value_width, saved)
+        # Of queries and keys a norm keeps what it reads, which in float32 is the convolution's result itself.
+        cast = unit if step.fused or step.element_bytes < 4 else 0
+        saved = channels_alive(step, projected + self.conv_channels, cast)
+        return recurrent_live(step, before, core, norm, self.value_width, saved, self.conv_channels)
 
     @classmethod
     def tiny(cls) -> list[Self]:

@@ -121,7 +121,8 @@ class GatedDeltaNet(Block):
         # Of queries and keys a norm keeps what it reads, which in float32 is the convolution's result itself.
         cast = unit if step.fused or step.element_bytes < 4 else 0
         saved = channels_alive(step, projected + self.conv_channels, cast)
-        return recurrent_live(step, before, core, norm_held(step, self.value_width), self.value_width, saved)
+        norm = norm_held(step, self.value_width)
+        return recurrent_live(step, before, core, norm, self.value_width, saved, self.conv_channels)
 
     @classmethod
     def tiny(cls) -> list[Self]:

@@ -58,6 +58,10 @@ class GatedMLP(Block):
         return Live(
             peak_bytes=each * (self.inward + max(finished, inner + width * self.gated)),
             saved_bytes=each * (self.inward + finished * self.gated + inner * (not self.gated)) * step.training,
+            backward_bytes=each
+            * inner
+            * (2 if self.gated else 3)
+            * step.training,  # of the product and of the activation
         )
 
     @classmethod

@@ -123,6 +123,7 @@ class Guided(Block):
         return Live(
             peak_bytes=stream + max(part.peak_bytes for part in parts),
             saved_bytes=sum(part.saved_bytes for part in parts) + stream * step.training,
+            backward_bytes=max(part.backward_bytes for part in parts),
         )
 
     @classmethod

@@ -94,7 +94,7 @@ class KimiDelta(Block):
         )
         before = channels_alive(step, projected + 5 * inner, inner)
         saved = channels_alive(step, projected, 5 * inner)
-        return recurrent_live(step, before, core, norm_held(step, inner, "sigmoid"), inner, saved)
+        return recurrent_live(step, before, core, norm_held(step, inner, "sigmoid"), inner, saved, 3 * inner)
 
     @classmethod
     def tiny(cls) -> list[Self]:

@@ -92,8 +92,9 @@ class Lightning(Block):
         norm = norm_held(step, inner, "sigmoid")
         activated = channels_alive(step, 3 * inner)
         gated = norm._replace(peak_bytes=norm.peak_bytes + channels_alive(step, inner))
-        found = recurrent_live(step, activated, core, gated, inner, activated)
-        return Live(peak_bytes=max(found.peak_bytes, 2 * activated), saved_bytes=found.saved_bytes)
+        # The activation keeps what enters it.
+        found = recurrent_live(step, activated, core, gated, inner, 2 * activated)
+        return found._replace(peak_bytes=max(found.peak_bytes, 2 * activated))
 
     @classmethod
     def tiny(cls) -> list[Self]:

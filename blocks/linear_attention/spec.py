@@ -85,7 +85,12 @@ class LinearAttention(Block):
         before = channels_alive(step, projected + features + values * self.normalise)
         masks = step.tokens * features if self.feature_map == "elu" else 0
         saved = channels_alive(step, projected + features + values * self.normalise + self.sections[2]) + masks
-        return Live(peak_bytes=before + core.peak_bytes, saved_bytes=(saved + core.saved_bytes) * step.training)
+        flowing = max(core.backward_bytes, channels_alive(step, 2 * (1 + self.normalise) * values))
+        return Live(
+            peak_bytes=before + core.peak_bytes,
+            saved_bytes=(saved + core.saved_bytes) * step.training,
+            backward_bytes=flowing * step.training,
+        )
 
     @classmethod
     def tiny(cls) -> list[Self]:

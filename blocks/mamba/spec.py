@@ -120,7 +120,11 @@ class Mamba(Block):
         before = channels_alive(step, 4 * inner + sum(self.sections))
         # Of the time step what enters the softplus is kept as well, and of the result what enters the output projection.
         saved = before + channels_alive(step, 2 * inner) + core.saved_bytes
-        return Live(peak_bytes=before + core.peak_bytes, saved_bytes=saved * step.training)
+        return Live(
+            peak_bytes=before + core.peak_bytes,
+            saved_bytes=saved * step.training,
+            backward_bytes=core.backward_bytes * step.training,
+        )
 
     @classmethod
     def tiny(cls) -> list[Self]:

@@ -166,10 +166,8 @@ class Mamba2(Block):
         )
         norm = norm_held(step, self.inner_width)
         narrow = self.projected_width + self.conv_channels + self.inner_width
-        saved = channels_alive(step, narrow, 12 * self.num_heads)
-        return recurrent_live(
-            step, channels_alive(step, narrow, 2 * self.num_heads), core, norm, self.inner_width, saved
-        )
+        before, saved = (channels_alive(step, narrow, kept * self.num_heads) for kept in (2, 12))
+        return recurrent_live(step, before, core, norm, self.inner_width, saved, self.conv_channels)
 
     @classmethod
     def tiny(cls) -> list[Self]:

@@ -243,7 +243,12 @@ class MLA(Block):
         if self.absorbs(step.new_tokens, keys):
             inner = heads * (2 * self.cached_width + self.kv_lora_rank)
             peak = step.tokens * (sum(self.sections) + latents + queries + inner + values)
-            return Live(peak_bytes=float(peak * step.element_bytes), saved_bytes=float(peak * 2 * step.training))
+            flowing = step.tokens * (inner + values) * step.element_bytes
+            return Live(
+                peak_bytes=float(peak * step.element_bytes),
+                saved_bytes=float(peak * 2 * step.training),
+                backward_bytes=float(flowing * step.training),
+            )
         # On a processor the fused kernel wants keys and values of one width, and gets copies.
         copied = 0 if step.fused or self.qk_head_dim == self.v_head_dim else 1
         expanded = step.batch * keys * (heads * self.qk_nope_head_dim + values + queries * (1 + 2 * copied))
@@ -251,9 +256,12 @@ class MLA(Block):
         peak = step.tokens * (latents + queries * (1 + copied) + out) + expanded
         normed = 8 * (latents - self.qk_rope_head_dim)
         kept = latents + 4 * queries + values if copied else latents + 2 * queries + 3 * values
+        # Gradients of queries, keys, values and the result, which has made room for its own.
+        flowing = 4 * queries - values if copied else 2 * queries + 2 * values
         return Live(
             peak_bytes=float(peak * step.element_bytes),
             saved_bytes=float(step.tokens * (kept * step.element_bytes + normed) * step.training),
+            backward_bytes=float(step.tokens * flowing * step.element_bytes * step.training),
         )
 
     @classmethod

@@ -185,9 +185,12 @@ class MoE(Block):
         latent = step.tokens * inner * step.element_bytes if self.latent_size else 0
         stream = step.tokens * width * step.element_bytes
         kept = chosen * self.inward * step.element_bytes + 2 * routing + 2 * latent  # the rest is computed again
+        # Gradients of what enters and leaves each product, the pairs' tokens again, and the tokens' own gradient.
+        flowing = chosen * (2 * self.inward + self.moe_intermediate_size + 2 * inner) * step.element_bytes + stream
         return Live(
             peak_bytes=max(latent + hidden + routing, stream + shared.peak_bytes),
             saved_bytes=kept * step.training + shared.saved_bytes,
+            backward_bytes=max(flowing * step.training, shared.backward_bytes),
         )
 
     @classmethod

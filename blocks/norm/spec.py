@@ -26,7 +26,7 @@ class Norm(Block):
 
     def live(self, width: int, step: Step) -> Live:
         stream = step.tokens * width * step.element_bytes
-        return Live(peak_bytes=stream, saved_bytes=stream * step.training)
+        return Live(peak_bytes=stream, saved_bytes=stream * step.training, backward_bytes=stream * step.training)
 
     @classmethod
     def tiny(cls) -> list[Self]:
@@ -51,7 +51,8 @@ class RMSNorm(Norm):
 
     def live(self, width: int, step: Step) -> Live:
         held = rms_norm_held(rows=step.tokens, width=width, element_bytes=step.element_bytes, fused=step.fused)
-        return Live(peak_bytes=held.peak_bytes, saved_bytes=held.saved_bytes * step.training)
+        kept, flowing = held.saved_bytes * step.training, held.backward_bytes * step.training
+        return Live(peak_bytes=held.peak_bytes, saved_bytes=kept, backward_bytes=flowing)
 
     @classmethod
     def tiny(cls) -> list[Self]:

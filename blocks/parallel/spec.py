@@ -95,6 +95,7 @@ class Parallel(Block):
         return Live(
             peak_bytes=outputs + max(part.peak_bytes for part in parts),
             saved_bytes=sum(part.saved_bytes for part in parts) + outputs * step.training,
+            backward_bytes=outputs * step.training + max(part.backward_bytes for part in parts),
         )
 
     @classmethod

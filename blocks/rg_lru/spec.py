@@ -79,6 +79,7 @@ class RGLRU(Block):
         return Live(
             peak_bytes=channels_alive(step, 3 * channels, 2 * channels) + core.peak_bytes,
             saved_bytes=saved * step.training,
+            backward_bytes=core.backward_bytes * step.training,
         )
 
     @classmethod

@@ -66,7 +66,8 @@ class RWKV4TimeMix(Block):
         return Live(
             peak_bytes=before
             + max(channels_alive(together, 0, 15 * channels), channels_alive(step, 2 * channels, channels)),
-            saved_bytes=channels_alive(step, 5 * width + 4 * channels, 17 * channels) * step.training,
+            saved_bytes=channels_alive(step, 4 * width + 4 * channels, 17 * channels) * step.training,
+            backward_bytes=channels_alive(step, 0, 2 * channels) * step.training,
         )
 
     @classmethod
@@ -115,6 +116,7 @@ class RWKV4ChannelMix(Block):
         return Live(
             peak_bytes=channels_alive(step, 4 * width + hidden),
             saved_bytes=channels_alive(step, 5 * width + hidden) * step.training,
+            backward_bytes=channels_alive(step, 3 * self.intermediate_size) * step.training,  # of the square
         )
 
     @classmethod

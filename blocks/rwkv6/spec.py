@@ -79,10 +79,11 @@ class RWKV6TimeMix(Block):
         )
         ranks = 5 * self.time_mix_extra_dim + self.time_decay_extra_dim
         before = channels_alive(step, 9 * width, width)
-        saved = channels_alive(step, 22 * width + 2 * ranks, 2 * width)
+        saved = channels_alive(step, 20 * width + 2 * ranks, 2 * width)
         return Live(
             peak_bytes=before + core.peak_bytes,
             saved_bytes=(saved + core.saved_bytes) * step.training,
+            backward_bytes=core.backward_bytes * step.training,
         )
 
     @classmethod
@@ -134,6 +135,7 @@ class RWKV6ChannelMix(Block):
         return Live(
             peak_bytes=channels_alive(step, 4 * width + hidden),
             saved_bytes=channels_alive(step, 5 * width + hidden) * step.training,
+            backward_bytes=channels_alive(step, 3 * self.intermediate_size) * step.training,  # of the square
         )
 
     @classmethod

@@ -84,10 +84,13 @@ class RWKV7TimeMix(Block):
     def live(self, width: int, step: Step) -> Live:
         core = low_rank_held(step, heads=width // self.head_dim, head_dim=self.head_dim)
         before = channels_alive(step, 14 * width, width)
-        saved = channels_alive(step, 24 * width + sum(self.ranks.values()), 2 * width)
+        drawn = 0 if self.first else 3 * width  # values on their way to the first layer's
+        saved = channels_alive(step, 20 * width + drawn + sum(self.ranks.values()), 2 * width)
+        flowing = channels_alive(step, 0, 3 * width)  # where the bonus and the recurrence's result come together
         return Live(
             peak_bytes=before + core.peak_bytes,
             saved_bytes=(saved + core.saved_bytes) * step.training,
+            backward_bytes=flowing * step.training,
         )
 
     @classmethod
@@ -136,6 +139,7 @@ class RWKV7ChannelMix(Block):
         return Live(
             peak_bytes=channels_alive(step, width + hidden),
             saved_bytes=channels_alive(step, 2 * width + hidden) * step.training,
+            backward_bytes=channels_alive(step, 3 * self.intermediate_size) * step.training,  # of the square
         )
 
     @classmethod

@@ -11,5 +11,5 @@ def diagonal_scan_held(*, batch: int, new_tokens: int, channels: int, rows: int 
     decays = 4.0 * batch * new_tokens * channels
     inputs = decays * rows
     if fused or new_tokens <= 1:
-        return Held(inputs, inputs)
-    return Held(2 * decays + 3 * inputs, 4 * decays + 2 * inputs)
+        return Held(inputs, inputs, inputs + decays)
+    return Held(2 * decays + 3 * inputs, 4 * decays + 2 * inputs, inputs + decays)

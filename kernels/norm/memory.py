@@ -21,12 +21,15 @@ def rms_norm_held(
     """Of [rows, width] numbers; `gate` is its activation where there is one, `fused` when a Triton kernel does it all.
 
     What a backward pass needs includes the input here (not the gate), which the Triton kernel keeps as it is. The torch form
-    keeps it in float32, beside what comes of it, and with a gate both sides of the last product and the gate's own slope.
+    keeps it in float32, beside what comes of it, and with a gate both sides of the last product and the gate's own slope. On
+    their way back are the gradients of the result, the input and the gate.
     """
     elements = rows * width
     output = float(elements * element_bytes)
     if fused:
-        return Held(output, output)
+        return Held(output, output, output * (2 if gate else 1))
     kept = 2 if gate is None else 3 + (gate == "silu") + weight - (element_bytes == 4)
     piece = min(elements, PIECE_ELEMENTS) * (12 if gate else 8 if element_bytes < 4 else 0)
-    return Held(output + piece, 4.0 * elements * kept)
+    # With a SiLU one side of the product goes as its gradient comes.
+    flowing = 4.0 * elements * (3 if gate == "sigmoid" else 2)
+    return Held(output + piece, 4.0 * elements * kept, flowing)

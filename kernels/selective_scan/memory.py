@@ -14,13 +14,16 @@ def selective_scan_held(
     """Arguments as in `selective_scan_cost`; `fused` when Triton kernels run it. Skip and gate are part of the operation.
 
     The torch form casts x and dt to float32, and works through blocks of tokens with a decay and a state for every one of
-    them, the last block's still at hand. Autograd keeps the state at each block's start.
+    them, the last block's still at hand. Autograd keeps the state at each block's start; backward, a block has six of its
+    arrays beside the gradients of x, dt and the result.
     """
     sequence, state = batch * new_tokens * channels, batch * channels * state_dim
     if fused or new_tokens <= 1:
         starts = 4.0 * ceil_div(new_tokens, KEEP_EVERY) * state
-        return Held(sequence * element_bytes + 4.0 * state, starts + 2 * sequence * element_bytes)
+        moved = sequence * element_bytes
+        return Held(moved + 4.0 * state, starts + 2 * moved, 3.0 * moved)
     cast = 4 * sequence if element_bytes < 4 else 0
     starts = 4.0 * ceil_div(new_tokens, BLOCK) * state
     blocks = 4.0 * min(new_tokens, BLOCK) * state
-    return Held(2 * cast + 8 * sequence + 4 * blocks + 8 * state, 12 * sequence + 4 * cast + starts)
+    peak, saved = 2 * cast + 8 * sequence + 4 * blocks + 8 * state, 12 * sequence + 4 * cast + starts
+    return Held(peak, saved, 12 * sequence + 6 * blocks)

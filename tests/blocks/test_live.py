@@ -7,7 +7,7 @@ import torch
 
 from archcompass.blocks.base import TINY_WIDTH, Block, Step, known_blocks
 from archcompass.blocks.runtime import BlockModule, Context, initialise
-from archcompass.profiles.measure.peak import tensor_peak_bytes
+from archcompass.profiles.measure.peak import StorageWatch, tensor_peak_bytes
 
 CPU = torch.device("cpu")
 TOKENS = 512
@@ -66,5 +66,21 @@ def test_what_autograd_keeps_is_near_what_the_block_states(spec: Block, low: flo
 
 
 @pytest.mark.parametrize(("spec", "low"), CASES)
+def test_the_peak_of_a_backward_pass_is_near_what_the_block_states(spec: Block, low: float) -> None:
+    """All that is alive when most is: what was kept, and gradients on their way. Those of weights may come at any time."""
+    module, x = built(spec).train(), torch.randn(1, TOKENS, TINY_WIDTH, requires_grad=True)
+    with StorageWatch() as watch:
+        y = module(x, None, Context(keep_state=False, embeddings=x.detach()))[0]
+        gradient = torch.ones_like(y)
+        watch.peak_bytes = 0
+        y.backward(gradient)
+    step = Step(new_tokens=TOKENS, activations="fp32", fused=False, training=True)
+    live, weights = spec.live(TINY_WIDTH, step), 4 * spec.parameters(TINY_WIDTH).total
+    stated = live.saved_bytes + live.backward_bytes + 2 * y.nbytes + weights
+    assert low < stated / watch.peak_bytes < HIGH
+
+
+@pytest.mark.parametrize(("spec", "low"), CASES)
 def test_nothing_is_kept_without_training(spec: Block, low: float) -> None:
-    assert spec.live(TINY_WIDTH, Step(new_tokens=TOKENS)).saved_bytes == 0
+    live = spec.live(TINY_WIDTH, Step(new_tokens=TOKENS))
+    assert live.saved_bytes == live.backward_bytes == 0
