@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
@@ -40,4 +41,16 @@ def calibrate(
     for name, value in table.launches.items():
         out.print(f" {f'launch, {name}':<16} {value * 1e6:>12,.1f} µs", highlight=False)
     out.print(f" {len(table.kinds)} curves, {table.step_seconds * 1e6:,.0f} µs a step", highlight=False)
+    for doubt in doubts(table.made):
+        out.print(f" [bold]Doubtful[/] {doubt}", highlight=False)
     out.print(f" Kept: {path}" if path else " Nothing kept (--dry-run).", markup=False)
+
+
+def doubts(made: Mapping[str, Any]) -> list[str]:
+    """What a table's own account (`Efficiency.made`) says against it."""
+    found = []
+    if made["left_out"]:
+        found.append(f"{len(made['left_out'])} measurements were left out for want of time: give more --seconds")
+    if made["load"] is not None and made["load"] > made["threads"] + 1:
+        found.append(f"other programs ran (load {made['load']:g}): calibrate again on an idle machine")
+    return found

@@ -331,3 +331,12 @@ def test_every_command_answers_in_json(cli: Callable[..., Done]) -> None:
     from archcompass.advisor.cli.commands import COMMANDS
 
     assert [name for name in COMMANDS if "--json" not in cli(name, "--help").out] == []
+
+
+def test_a_calibration_says_what_speaks_against_it() -> None:
+    from archcompass.advisor.cli.calibrate import doubts
+
+    sound = {"left_out": [], "load": 1.5, "threads": 2}
+    assert doubts(sound) == doubts(sound | {"load": None}) == []
+    assert "left out" in doubts(sound | {"left_out": ["mamba in bf16"]})[0]
+    assert "idle" in doubts(sound | {"load": 4.5})[0]

@@ -39,3 +39,13 @@ def test_recommend_profile_and_compare_say_the_same(work: Workload) -> None:
         for recommended, profiled, compared in said:
             assert profiled == pytest.approx(recommended, rel=1e-6)
             assert compared == pytest.approx(recommended, rel=1e-6)
+
+
+@pytest.mark.parametrize("gpu", ["h100-sxm", "8x h100-sxm"])
+def test_recommend_and_profile_say_the_same_of_training(gpu: str) -> None:
+    work = Workload(context="8k", mode="training", gpu=gpu, concurrency=8)
+    for candidate in recommend(work, quick=True).candidates:
+        assert candidate.model is not None
+        asked = {"gpu": gpu, "mode": "training", "batch": 8, "prompt": candidate.speed["prompt"], "recompute": "full"}
+        held = profile(candidate.model, **asked).profiles[0].memory
+        assert held.total_bytes == pytest.approx(candidate.memory["total_bytes"], rel=1e-6)
