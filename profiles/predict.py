@@ -16,7 +16,7 @@ from archcompass.blocks.base import Op, Step
 from archcompass.blocks.model.spec import ModelSpec
 from archcompass.profiles.efficiency import ACCELERATOR, Efficiency, seconds
 from archcompass.profiles.hardware import Hardware
-from archcompass.profiles.ledger import Memory, memory, plain_matrices
+from archcompass.profiles.ledger import OPTIMIZER_BYTES, Memory, memory, plain_matrices
 from archcompass.profiles.request import Request
 from archcompass.profiles.tables import efficiency_of
 from archcompass.profiles.units import GB
@@ -130,7 +130,7 @@ def predict(
         InputError: an engine that has no data for this machine.
     """
     ledger = memory(spec, request, hardware)
-    table = known_for(spec, efficiency or efficiency_of(hardware, request.engine))
+    table = known_for(spec, efficiency or efficiency_of(hardware, request.engine, training=request.training))
     steps = [(1, request.step(request.prompt))] if request.training else request.prefill_steps()
     low, high = ({phase: factors[side] for phase, factors in table.spread.items()} for side in (0, 1))
     if not ledger.fits:
@@ -382,7 +382,7 @@ def _with_update(step: Call, spec: ModelSpec, request: Request, hardware: Hardwa
 def update_of(parameters: int, request: Request) -> Op:
     """The optimizer's pass over so many weights."""
     element = 4 if request.precision == "fp32" else 2
-    moments = {"adamw": 8, "adamw-8bit": 2, "sgd": 4}[request.optimizer] + 4 * request.master_weights
+    moments = OPTIMIZER_BYTES[request.optimizer] + 4 * request.master_weights
     moved = float(parameters * (3 * element + 2 * moments))
     return Op("pointwise", "optimizer", 0.0, activation_bytes=moved, shape=(parameters,), compute=request.activations)
 

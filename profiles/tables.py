@@ -37,13 +37,17 @@ def file_name(hardware: Hardware, engine: Engine = "native") -> str:
     return f"cpu-{model}-{threads()}-threads-{engine}"
 
 
-def efficiency_of(hardware: Hardware, engine: Engine = "native") -> Efficiency:
-    """The best table there is for `hardware` under `engine`.
+def efficiency_of(hardware: Hardware, engine: Engine = "native", *, training: bool = False) -> Efficiency:
+    """The best table there is for `hardware` under `engine`, `training` in 16 bits when that is asked.
 
     Raises:
-        InputError: an engine without public figures for cards of this vendor.
+        InputError: an engine without public figures for cards of this vendor, or one asked to train.
         FileFormatError: the user's calibration is broken.
     """
+    if engine != "native" and training:
+        raise InputError(
+            f"engine is {engine!r}: it is known how fast it serves, not how fast it trains; nearest: native"
+        )
     if engine != "native":
         return _fitted(engine, hardware.vendor, hardware.kind, hardware.id)
     if hardware.kind == "described":
@@ -51,7 +55,9 @@ def efficiency_of(hardware: Hardware, engine: Engine = "native") -> Efficiency:
     found = _load(file_name(hardware, engine), _base())
     if found is not None:
         return found
-    return borrowed(hardware) if hardware.is_cpu else ACCELERATOR
+    if hardware.is_cpu:
+        return borrowed(hardware)
+    return _trained(hardware.vendor, hardware.kind, hardware.architecture) if training else ACCELERATOR
 
 
 @lru_cache(maxsize=8)
@@ -106,6 +112,23 @@ def _fitted(engine: Engine, vendor: str, kind: str, identifier: str) -> Efficien
         )
     fit = fits[vendor] | fits[vendor]["by_kind"].get(kind, {})
     return adapted(ACCELERATOR, fit, f"{engine} on {vendor} cards, fitted to public figures")
+
+
+@lru_cache(maxsize=16)
+def _trained(vendor: str, kind: str, architecture: str) -> Efficiency:
+    """The data sheet with what public figures of fully sharded training say (data/training.json), for cards like those."""
+    source = Path(__file__).parent / "data/training.json"
+    fit = json.loads(source.read_text(encoding="utf-8"))["fits"].get(vendor, {}).get(kind)
+    if fit is None or architecture not in fit["made"]["architectures"]:
+        return ACCELERATOR
+    return replace(
+        ACCELERATOR,
+        name="fully sharded training on A100 and H100, fitted to public figures",
+        source="calibrated",
+        training={f"{op}:bf16": factor for op, factor in fit["factors"].items()},
+        spread={**ACCELERATOR.spread, "prefill": (fit["spread"][0], fit["spread"][1])},
+        made=fit["made"],
+    )
 
 
 def save(table: Efficiency, hardware: Hardware, engine: Engine = "native") -> Path:

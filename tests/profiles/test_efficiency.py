@@ -224,6 +224,23 @@ def test_fitted_engines_say_on_what_they_were_judged() -> None:
     assert made["sources"]
 
 
+def test_training_is_fitted_to_public_runs_for_cards_like_theirs(llama: ModelSpec) -> None:
+    made = tables.efficiency_of(find("h100-sxm"), training=True)
+    assert made.source == "calibrated"
+    assert made.made["judged"]["fitted"]["median_error"] < 0.1
+    assert "scan" not in made.made["kinds"]
+    asked = Request(mode="training", batch=16, prompt=2048, generate=0, parallel="data")
+    fitted, sheet = (predict(llama, asked, find("8x h200"), efficiency=table) for table in (None, ACCELERATOR))
+    assert fitted.prefill_ms > sheet.prefill_ms  # type: ignore[operator]
+    for other in ("b200", "rtx-4090", "mi300x"):
+        assert tables.efficiency_of(find(other), training=True).source == "roofline"
+
+
+def test_an_engine_that_serves_is_not_asked_to_train(llama: ModelSpec) -> None:
+    with pytest.raises(InputError, match=r"engine is 'vllm'.*nearest: native"):
+        predict(llama, Request(engine="vllm", mode="training", generate=0), find("h100-sxm"))
+
+
 SHIPPED_PROCESSOR = min((Path(tables.__file__).parent / "data" / "efficiency").glob("cpu-*.json"))
 SHIPPED = sorted((Path(tables.__file__).parent / "data" / "efficiency").glob("*.json"))
 
