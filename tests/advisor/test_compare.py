@@ -115,3 +115,12 @@ def test_a_crossing_says_what_grew_apart_there() -> None:
     assert causes["prefill_ms", "ssm", "transformer"].startswith("attention: +")
     assert causes["decode_ms_per_token", "ssm", "transformer"].startswith("attention: +")
     assert "parts" not in found.model_dump()["points"][0]
+
+
+def test_at_a_crossing_the_two_cost_the_same() -> None:
+    work = Workload(context="128k", task="code", concurrency=1, gpu="h100-sxm")
+    crossing = compare(work).crossovers
+    assert {cross.metric for cross in crossing} == {"memory_bytes", "prefill_ms", "decode_ms_per_token"}
+    for cross in crossing:
+        here = {point.family: getattr(point, cross.metric) for point in compare(work, values=(round(cross.at),)).points}
+        assert here[cross.cheaper] == pytest.approx(here[cross.dearer], rel=0.03)

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import pytest
+
 from archcompass.blocks.model.spec import ModelSpec
 from archcompass.profiles.hardware import find
 from archcompass.profiles.inverse import largest_batch, longest_context, smallest_machine
@@ -18,8 +20,9 @@ def test_the_longest_context_fits_and_one_token_more_does_not(llama: ModelSpec) 
     assert not memory(llama, replace(request, prompt=longest + 1), card).fits
 
 
-def test_the_largest_batch_fits_and_one_more_does_not(llama: ModelSpec) -> None:
-    card, request = find("h100-sxm"), Request(prompt=4000, generate=96)
+@pytest.mark.parametrize("prompt", [1024, 1500, 2048, 3000, 5000])
+def test_the_largest_batch_fits_and_one_more_does_not(llama: ModelSpec, prompt: int) -> None:
+    request, card = Request(prompt=prompt, generate=64), find("h100-sxm")
     most = largest_batch(llama, request, card)
     assert memory(llama, replace(request, batch=most), card).fits
     assert not memory(llama, replace(request, batch=most + 1), card).fits

@@ -138,3 +138,9 @@ def test_impossible_numbers_are_refused(asked: dict[str, object]) -> None:
 def test_unknown_choices_are_refused_with_the_nearest(asked: dict[str, str]) -> None:
     with pytest.raises(UnknownNameError, match="nearest"):
         Request(**asked)  # type: ignore[arg-type]
+
+
+def test_an_optimizer_in_8_bits_keeps_two_bytes_a_weight_and_scales_of_256(llama: ModelSpec) -> None:
+    request = Request(mode="training", prompt=64, generate=0, optimizer="adamw-8bit")
+    held = memory(llama, request, find("h200")).detail["training: optimizer"]
+    assert held == llama.parameters().total * (2 + 2 * 4 / 256)

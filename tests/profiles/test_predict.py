@@ -9,7 +9,7 @@ import pytest
 from archcompass.blocks.model.spec import ModelSpec
 from archcompass.blocks.zoo import published
 from archcompass.profiles.hardware import find
-from archcompass.profiles.predict import owned_work, predict
+from archcompass.profiles.predict import PIPELINE_TOKENS, owned_work, predict
 from archcompass.profiles.request import Request
 
 
@@ -44,6 +44,25 @@ def test_ranges_surround_the_prediction(llama: ModelSpec) -> None:
     made = predict(llama, Request(), find("l40s"))
     for phase in ("prefill", "decode"):
         assert made.low[phase] < 1 < made.high[phase]
+
+
+@pytest.mark.parametrize(("cards", "pieces"), [(2, 4), (4, 8), (4, 64)])
+def test_layers_on_several_cards_read_a_prompt_in_turn(llama: ModelSpec, cards: int, pieces: int) -> None:
+    request = Request(prompt=PIPELINE_TOKENS * pieces, generate=16, parallel="pipeline")
+    one, several = (predict(llama, request, find(f"{count}x h100-sxm")) for count in (1, cards))
+    assert one.prefill_ms is not None
+    assert several.prefill_ms is not None
+    assert several.prefill_ms / one.prefill_ms == pytest.approx((pieces + cards - 1) / (pieces * cards), rel=0.01)
+    assert several.decode_ms_per_token == pytest.approx(one.decode_ms_per_token, rel=0.01)
+
+
+def test_experts_in_system_memory_are_read_at_half_its_bandwidth() -> None:
+    request = Request(prompt=512, precision="q4_0", offload=1.0, ram_bytes_per_second=80e9)
+    made = predict(published("qwen3-30b-a3b"), request, find("rtx-4090"))
+    assert made.decode is not None
+    waited = next(part.ms for part in made.decode.parts if part.name == "experts in system memory")
+    read_bytes = 48 * 8 * 3 * 2048 * 768 * 4.5 / 8  # layers, experts of a token, matrices of an expert, bits of q4_0
+    assert waited == pytest.approx(read_bytes / 40e9 * 1e3, rel=1e-3)
 
 
 def test_what_does_not_fit_has_no_speed(giant: ModelSpec) -> None:
