@@ -39,8 +39,8 @@ PRICES: dict[Family, tuple[str, ...]] = {
 }
 
 
-RUNS = ("kv_precision", "parallel", "offload", "ram_bytes_per_second")
-"""Fields of a `Request` that sizing decides: how the model lies on the machine."""
+RUNS = ("kv_precision", "parallel", "offload", "ram_bytes_per_second", "recompute")
+"""Fields of a `Request` that sizing decides: how the model lies on the machine, and how it is trained there."""
 
 
 @dataclass(frozen=True, kw_only=True)
