@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from shlex import quote
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from archcompass.blocks.model.spec import ModelSpec
 from archcompass.errors import InputError
+from archcompass.profiles import check
 from archcompass.profiles.hardware import Hardware, describe, find, with_memory
 from archcompass.profiles.inverse import Limits, limits
 from archcompass.profiles.ledger import Memory
@@ -114,7 +114,7 @@ class ProfileEntry(_Data):
 
 
 class ProfileReport(_Data):
-    """One question, and an entry per source that answers it."""
+    """One question, and an entry per source that answers it; `unchecked` is what its `check` does not measure."""
 
     model: str
     parameters: ParameterCounts
@@ -129,6 +129,7 @@ class ProfileReport(_Data):
     profiles: list[ProfileEntry]
     limits: Limits
     check: str
+    unchecked: list[str]
 
     @property
     def fits(self) -> bool:
@@ -157,7 +158,7 @@ def profile(
     optimizer: Optimizer = "adamw",
     master_weights: bool = False,
     recompute: Recompute = "none",
-    seconds: float = 45.0,
+    seconds: float = check.SECONDS,
     progress: Callable[[float, str], None] | None = None,
     called: str | None = None,
 ) -> ProfileReport:
@@ -215,7 +216,8 @@ def profile(
         generate=generate,
         profiles=entries,
         limits=limits(spec, lies, asked_of),
-        check=_check(called or spec.name, request, target),
+        check=check.command(called or spec.name, lies, target),
+        unchecked=check.unchecked(spec, lies, target),
     )
 
 
@@ -388,12 +390,3 @@ def _why(prediction: Prediction) -> str:
     if prediction.source == "calibrated":
         return f"{prediction.basis}: eight of ten measured times lie in it"
     return f"{prediction.basis}; nothing was measured on this machine"
-
-
-def _check(called: str, request: Request, hardware: Hardware | None) -> str:
-    """The command that measures the same question."""
-    device = "cpu" if hardware is None or hardware.is_cpu else "cuda"
-    return (
-        f"archcompass profile {quote(called)} --device {device} --precision {request.activations} --batch {request.batch} "
-        f"--prompt {request.prompt} --generate {request.generate} --mode {request.mode}"
-    )

@@ -25,6 +25,7 @@ def show(data: dict[str, Any], *, markdown: bool = False) -> None:
     write(["", *memory_lines(data["profiles"][0]), ""])
     write(table(headings(data), rows(data), right=(3, 4, 5, 6)))
     said += [("Room", room_left(data)), ("Check", data["check"])]
+    said += [("not checked", ", ".join(data["unchecked"]))] if data["unchecked"] else []
     write(["", *(line for label, text in said for line in _labelled(label, text, room))])
 
 

@@ -1,6 +1,7 @@
 """The report: the keys scripts rely on, for predictions alone (measuring has its own file)."""
 
 import json
+import shlex
 from dataclasses import replace
 from typing import Any
 
@@ -131,3 +132,31 @@ def test_bad_input_is_refused_in_one_line(asked: dict[str, Any], llama: ModelSpe
         profile(llama, **asked)
     assert isinstance(refused.value, ArchcompassError)
     assert "\n" not in str(refused.value)
+
+
+def test_the_check_asks_the_same_question_and_says_what_it_leaves_out(llama: ModelSpec) -> None:
+    report = profile(llama, gpu="2x rtx-4090", engine="vllm", precision="int4", prompt=100_000, kv_precision="fp8")
+    words = shlex.split(report.check)
+    assert words[:5] == ["archcompass", "profile", "llama-3.1-8b", "--gpu", "2x rtx-4090"]
+    assert words[5:] == [
+        *("--precision", "int4", "--kv-precision", "fp8", "--engine", "vllm", "--prompt", "100000", "--device", "cuda")
+    ]
+    left = " ".join(report.unchecked)
+    assert [part in left for part in ("int4 weights", "a cache in fp8", "vllm", "2 cards", "the whole model")] == [
+        True
+    ] * 5
+    assert "all 100,000 tokens" in left
+
+
+def test_a_check_that_leaves_nothing_out_says_nothing(families: dict[str, ModelSpec]) -> None:
+    report = profile(families["ssm"], gpu="rtx-4090", prompt=64, generate=4)
+    assert report.unchecked == []
+    assert "--precision" not in report.check
+
+
+def test_the_check_command_runs(families: dict[str, ModelSpec]) -> None:
+    """On the machine at hand, whatever the question was about."""
+    asked: dict[str, Any] = {"gpu": "rtx-4090", "precision": "int4", "prompt": 32, "generate": 2}
+    report = profile(families["ssm"], **asked, device="cpu", seconds=2)
+    assert [entry.source for entry in report.profiles][-1] == "measured"
+    assert report.profiles[-1].precision == "bf16"
