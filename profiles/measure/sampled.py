@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,9 +28,8 @@ class _Sample:
 
     name: str
     count: int
-    prefill_ms: float
-    decode_ms: float
-    prefill_runs: tuple[float, ...]
+    prefill: Times
+    decode: Times
     peak_bytes: int
     state_bytes: int
     source: Source
@@ -54,14 +53,14 @@ def measure_blocks(
         samples.append(_sample(spec, name, count, planned, hardware, table, device, share))
         gc.collect()
     progress(1.0, "done")
-    order: dict[Source, int] = {"sampled": 0, "calibrated": 1, "roofline": 2, "measured": 0}
-    prefill = Times((sum(s.count * s.prefill_ms for s in samples),))
-    decode = Times((sum(s.count * s.decode_ms for s in samples),)) if request.generate else None
+    order = ("sampled", "calibrated", "roofline")
+    prefill = _summed([(s.count, s.prefill) for s in samples])
+    decode = _summed([(s.count, s.decode) for s in samples]) if request.generate else None
     foreseen = predict(spec, planned, replace(hardware, memory_bytes=2**62)).memory
     predicted = [s.name for s in samples if s.source != "sampled"]
     notes = (f"too big to be held here, so predicted: {', '.join(predicted)}",) if predicted else ()
     return Measured(
-        source=max((s.source for s in samples), key=lambda source: order[source]),
+        source=max((s.source for s in samples), key=order.index),
         request=planned,
         parameters=spec.parameters().total,
         weights_bytes=int(foreseen.weights_bytes),
@@ -71,14 +70,29 @@ def measure_blocks(
         process_peak_bytes=process_peak_bytes() if device.type == "cpu" else None,
         prefill=prefill,
         decode=decode,
-        ran=ran(device, planned, prefill, decode) | {"prefill_runs": min(len(s.prefill_runs) for s in samples)},
-        parts=tuple((s.name, s.source, s.count, s.prefill_ms + s.decode_ms) for s in samples),
+        ran=ran(device, planned, prefill, decode) | _how_often(samples, planned),
+        parts=tuple((s.name, s.source, s.count, s.count * (s.prefill.ms + s.decode.ms)) for s in samples),
         notes=(
             *notes,
             "each distinct block was run alone at full size and summed by count",
             *shortened(request, planned),
         ),
     )
+
+
+def _summed(parts: Sequence[tuple[int, Times]]) -> Times:
+    """All parts together: the sums of their lower quartiles, of their medians and of their upper quartiles."""
+    return Times(tuple(sum(count * getattr(times, at) for count, times in parts) for at in ("low", "ms", "high")))
+
+
+def _how_often(samples: Sequence[_Sample], planned: Request) -> dict[str, int]:
+    """What `ran` says of the model as a whole, said of the part that ran least."""
+    return {
+        "generate": planned.generate,
+        "prefill_runs": min(len(s.prefill.runs) for s in samples),
+        "decode_runs": min(len(s.decode.runs) for s in samples),
+        "outliers": sum(s.prefill.outliers + s.decode.outliers for s in samples),
+    }
 
 
 def shorten_parts(spec: ModelSpec, request: Request, hardware: Hardware, table: Efficiency, seconds: float) -> Request:
@@ -131,7 +145,7 @@ def _sample(
         )
         runs = repeat(prefill, device, seconds=0.4 * seconds, least=1, most=7, warmups=0)
         steps = repeat(step, device, seconds=0.15 * seconds, least=3, most=20)
-    return _Sample(name, count, runs.ms, steps.ms, runs.runs, peak, state_bytes, "sampled")
+    return _Sample(name, count, runs, steps, peak, state_bytes, "sampled")
 
 
 def _foreseen(
@@ -141,7 +155,7 @@ def _foreseen(
     works = [sublayer_work(spec, name, step) for step in steps]
     prefill, decode = (time_of(work, table, hardware, 1).ms for work in works)
     source: Source = "calibrated" if table.source == "calibrated" else "roofline"
-    return _Sample(name, count, prefill, decode, (prefill,), 0, 0, source)
+    return _Sample(name, count, Times((prefill,)), Times((decode,)), 0, 0, source)
 
 
 _Runs = tuple[Callable[[], object], Callable[[], object], int, int]

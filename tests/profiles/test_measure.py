@@ -79,6 +79,11 @@ def test_the_sum_of_sampled_blocks_is_near_the_whole(families: dict[str, ModelSp
     assert whole.prefill is not None
     assert parts.prefill is not None
     assert 0.2 < parts.prefill.ms / whole.prefill.ms < 5
+    assert parts.decode is not None
+    assert parts.prefill.low <= parts.prefill.ms <= parts.prefill.high
+    assert sum(ms for *_, ms in parts.parts) == pytest.approx(parts.prefill.ms + parts.decode.ms)
+    assert parts.ran["generate"] == parts.request.generate
+    assert parts.ran["decode_runs"] >= 3
     assert parts.weights_bytes == whole.weights_bytes
     assert parts.state_bytes == whole.state_bytes
 
