@@ -1,6 +1,6 @@
 """Packed sequences: many sequences of any length side by side in one batch of one, marked by their boundaries."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -55,6 +55,38 @@ def sequences(
         return torch.zeros(shape, dtype=dtype, device=x.device), bounds
     same_shape("initial_state", initial_state, shape)
     return initial_state.to(dtype), bounds
+
+
+def over_sequences(
+    run: Callable[..., tuple[Tensor, Tensor]],
+    inputs: Sequence[Tensor | None],
+    like: Tensor,
+    size: Sequence[int],
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Runs a recurrence over the whole batch at once, or over packed sequences one after the other.
+
+    Args:
+        run: called with the inputs and `state`, [batch, *size], the state before their first token; gives outputs
+            [batch, time, ...] and the state after the last.
+        inputs: [batch, time, ...] each, or None.
+        like: what the outputs are shaped like.
+        size, initial_state, cu_seqlens: as in `sequences`.
+
+    Returns:
+        outputs [batch, time, ...], and the last state of each sequence, [batch or sequences, *size].
+    """
+    state, bounds = sequences(like, size, initial_state, cu_seqlens)
+    if bounds is None:
+        return run(*inputs, state=state)
+    outputs, states = [like[:, :0]], [state[:0]]
+    for n, (start, end) in enumerate(bounds):
+        pieces = [None if x is None else x[:, start:end] for x in inputs]
+        out, last = run(*pieces, state=state[n : n + 1])
+        outputs.append(out)
+        states.append(last)
+    return torch.cat(outputs, dim=1), torch.cat(states)
 
 
 def same_shape(name: str, tensor: Tensor, shape: Sequence[int]) -> None:

@@ -1,6 +1,5 @@
 """The public face of the delta rule: checks, choice of backend, packed sequences."""
 
-from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -13,9 +12,7 @@ from archcompass.kernels.delta_rule.reference import delta_rule_reference, dplr_
 from archcompass.kernels.delta_rule.step import delta_rule_step_torch, dplr_step_torch
 from archcompass.kernels.delta_rule.tiles import CHUNK_SIZES, WIDEST_KEY
 from archcompass.kernels.dispatch import Backend, Choice, choose
-from archcompass.kernels.packed import same_shape, sequences
-
-Core = Callable[..., tuple[Tensor, Tensor]]
+from archcompass.kernels.packed import over_sequences, same_shape, sequences
 
 
 def delta_rule(
@@ -67,13 +64,14 @@ def delta_rule(
     _check_delta(q, k, v, beta, log_decay)
     chunk = _checked_chunk(chunk_size, v.shape[1])
     choice = explain(q, chunk_size=chunk, backend=backend, strict=strict)
+    size = (v.shape[2], q.shape[3], v.shape[3])
     if choice.backend == "triton" and v.numel():
         from archcompass.kernels.delta_rule.triton_op import delta_rule_triton
 
-        state, bounds = sequences(v, (v.shape[2], q.shape[3], v.shape[3]), initial_state, cu_seqlens)
+        state, bounds = sequences(v, size, initial_state, cu_seqlens)
         return delta_rule_triton(q, k, v, beta, log_decay, state, scale, chunk, bounds)
     run = partial(_delta_core, backend=choice.backend, scale=scale, chunk=chunk)
-    return _over_sequences(run, [q, k, v, beta, log_decay], v, q.shape[3], initial_state, cu_seqlens)
+    return over_sequences(run, [q, k, v, beta, log_decay], v, size, initial_state, cu_seqlens)
 
 
 def dplr(
@@ -108,13 +106,14 @@ def dplr(
     _check_dplr(q, k, v, a, b, log_decay)
     chunk = _checked_chunk(chunk_size, v.shape[1])
     choice = explain_dplr(q, chunk_size=chunk, backend=backend, strict=strict)
+    size = (v.shape[2], q.shape[3], v.shape[3])
     if choice.backend == "triton" and v.numel():
         from archcompass.kernels.delta_rule.triton_op import dplr_triton
 
-        state, bounds = sequences(v, (v.shape[2], q.shape[3], v.shape[3]), initial_state, cu_seqlens)
+        state, bounds = sequences(v, size, initial_state, cu_seqlens)
         return dplr_triton(q, k, v, a, b, log_decay, state, scale, chunk, bounds)
     run = partial(_dplr_core, backend=choice.backend, scale=scale, chunk=chunk)
-    return _over_sequences(run, [q, k, v, a, b, log_decay], v, q.shape[3], initial_state, cu_seqlens)
+    return over_sequences(run, [q, k, v, a, b, log_decay], v, size, initial_state, cu_seqlens)
 
 
 def delta_rule_step(
@@ -236,27 +235,6 @@ def _dplr_core(*inputs: Tensor, state: Tensor, backend: str, scale: float, chunk
         out, state = dplr_step_torch(q, k, v, a, b, log_decay, state, scale, inplace=False)
         return out.unsqueeze(1), state
     return dplr_chunked(q, k, v, a, b, log_decay, state, scale, chunk)
-
-
-def _over_sequences(
-    run: Core,
-    inputs: Sequence[Tensor | None],
-    v: Tensor,
-    key_dim: int,
-    initial_state: Tensor | None,
-    cu_seqlens: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Runs the whole batch at once, or packed sequences one after the other."""
-    state, bounds = sequences(v, (v.shape[2], key_dim, v.shape[3]), initial_state, cu_seqlens)
-    if bounds is None:
-        return run(*inputs, state=state)
-    outputs, states = [v[:, :0]], [state[:0]]
-    for n, (start, end) in enumerate(bounds):
-        pieces = [None if x is None else x[:, start:end] for x in inputs]
-        out, last = run(*pieces, state=state[n : n + 1])
-        outputs.append(out)
-        states.append(last)
-    return torch.cat(outputs, dim=1), torch.cat(states)
 
 
 def _check_delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None) -> None:

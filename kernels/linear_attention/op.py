@@ -1,14 +1,17 @@
 """The public face of decayed linear attention: checks, choice of backend, packed sequences."""
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from archcompass.errors import InputError
-from archcompass.kernels.dispatch import Backend, Choice, choose
+from archcompass.kernels.dispatch import Backend, Choice, choose, settled
 from archcompass.kernels.linear_attention import chunked
 from archcompass.kernels.linear_attention.cost import Decay, default_chunk_size
 from archcompass.kernels.linear_attention.reference import reference
-from archcompass.kernels.packed import same_shape, spans
+from archcompass.kernels.packed import over_sequences, same_shape
 
 OPERATION = "linear_attention"
 
@@ -31,6 +34,8 @@ def linear_attention(
     """Decayed linear attention over whole sequences, further segments or single tokens.
 
         S_t = diag(exp(g_t)) S_{t-1} + k_t v_t^T        o_t = scale S_t^T q_t
+
+    Domain: log decay at most 0, as strong as one likes; no exponent inside is past 60.
 
     Args:
         q: queries, [batch, time, key_groups, K]; consecutive heads share a group.
@@ -57,33 +62,19 @@ def linear_attention(
             power of two.
         BackendError: the backend cannot run here.
     """
-    decay = _checked(q, k, v, log_decay, bonus, exclusive, initial_state, cu_seqlens, chunk_size)
-    choice = explain(q, k, v, backend=backend, strict=strict)
-    if choice.backend == "triton":
+    _check(q, k, v, log_decay, bonus, exclusive, chunk_size)
+    _check_sequences(q, v, initial_state, cu_seqlens)
+    chosen = explain(q, k, v, backend=backend, strict=strict).backend
+    if chosen == "triton":
         return _triton(q, k, v, log_decay, bonus, exclusive, scale, initial_state, cu_seqlens)
-    if cu_seqlens is not None:
-        return _packed(
-            q, k, v, log_decay, bonus, exclusive, scale, initial_state, cu_seqlens, chunk_size, choice.backend
-        )
-    state = _first_state(q, v, initial_state, q.shape[0])
-    if choice.backend == "reference":
-        share = v.shape[2] // q.shape[2]
-        queries, keys = (x.repeat_interleave(share, dim=2) for x in (q, k))
-        forget = _per_channel(log_decay, state)
-        out, state = reference(queries, keys, v, forget, bonus, exclusive, scale, state)
-        return out.to(v.dtype), state
-    if q.shape[1] == 1:
-        now = log_decay if log_decay is None or log_decay.dim() == 1 else log_decay[:, 0]
-        out, state = chunked.step(q[:, 0], k[:, 0], v[:, 0], now, bonus, exclusive, scale, state, inplace=False)
-        return out.unsqueeze(1), state
-    if q.shape[1] == 0:
-        return torch.empty_like(v), state.clone()
-    size = chunk_size or default_chunk_size(decay, q.shape[1])
-    dtype = v.dtype
-    if dtype == torch.float16 and q.device.type == "cpu":  # a CPU multiplies float16 a hundred times slower
-        q, k, v = (x.float() for x in (q, k, v))
-    out, state = chunked.chunked(q, k, v, log_decay, bonus, exclusive, scale, state, size)
-    return out.to(dtype), state
+    settings: dict[str, Any] = {"bonus": bonus, "exclusive": exclusive, "scale": scale}
+    run = (
+        partial(_reference, **settings) if chosen == "reference" else partial(_torch, chunk_size=chunk_size, **settings)
+    )
+    if log_decay is not None and log_decay.dim() == 1:  # not along time
+        run, log_decay = partial(run, constant=log_decay), None
+    size = (v.shape[2], q.shape[3], v.shape[3])
+    return over_sequences(run, (q, k, v, log_decay), v, size, initial_state, cu_seqlens)
 
 
 def linear_attention_step(
@@ -96,6 +87,7 @@ def linear_attention_step(
     bonus: Tensor | None = None,
     exclusive: bool = False,
     scale: float = 1.0,
+    backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
     """One token per sequence, for decoding: the recurrence of `linear_attention` without its time axis.
 
@@ -103,27 +95,42 @@ def linear_attention_step(
         q: query, [batch, key_groups, K]; k: key, likewise; v: value, [batch, heads, V].
         log_decay: None, [heads], [batch, heads] or [batch, heads, K].
         state: [batch, heads, K, V]. With gradients disabled it is overwritten and returned.
+        backend: "auto", or the implementation to use; "reference" is the same code as "torch".
 
     Returns:
         output [batch, heads, V] in the dtype of v, and the new state.
+
+    Raises:
+        BackendError: the backend cannot run here, or has no gradients and they are wanted.
     """
-    overwrite = not torch.is_grad_enabled()
-    ready = state.is_cuda and state.dtype == torch.float32 and state.is_contiguous()
-    if overwrite and ready and explain(q, k, v).backend == "triton":
+    if not settled(backend, q) and _step_choice(q, k, v, state, backend) == "triton":
         from archcompass.kernels.linear_attention.triton_op import step_op
 
         return step_op(q, k, v, log_decay, bonus, state, exclusive, scale), state
-    return chunked.step(q, k, v, log_decay, bonus, exclusive, scale, state, inplace=overwrite)
+    inplace = not torch.is_grad_enabled()
+    return chunked.step(q, k, v, log_decay, bonus, exclusive, scale, state, inplace=inplace)
 
 
 def explain(q: Tensor, k: Tensor, v: Tensor, *, backend: Backend = "auto", strict: bool = False) -> Choice:
     """Which implementation serves a call with these inputs, and why."""
-    refusals = {}
+    return choose(OPERATION, backend, q.device, refusals=_triton_refusals(q, k, v), strict=strict)
+
+
+def _step_choice(q: Tensor, k: Tensor, v: Tensor, state: Tensor, backend: Backend) -> str:
+    refusals = _triton_refusals(q, k, v)
+    if torch.is_grad_enabled():
+        refusals["triton"] = "the step kernel overwrites the state and has no gradients; call it under torch.no_grad"
+    elif state.dtype != torch.float32 or not state.is_contiguous():
+        refusals["triton"] = f"the step kernel overwrites a contiguous float32 state, not {state.dtype}"
+    return choose(OPERATION, backend, q.device, refusals=refusals).backend
+
+
+def _triton_refusals(q: Tensor, k: Tensor, v: Tensor) -> dict[str, str]:
     if v.dtype == torch.float64:
-        refusals["triton"] = "the kernels sum in float32, and v is float64"
-    elif not q.dtype == k.dtype == v.dtype:
-        refusals["triton"] = f"the kernels take one dtype, not {q.dtype}, {k.dtype} and {v.dtype}"
-    return choose(OPERATION, backend, q.device, refusals=refusals, strict=strict)
+        return {"triton": "the kernels sum in float32, and v is float64"}
+    if not q.dtype == k.dtype == v.dtype:
+        return {"triton": f"the kernels take one dtype, not {q.dtype}, {k.dtype} and {v.dtype}"}
+    return {}
 
 
 def decay_kind(log_decay: Tensor | None) -> Decay:
@@ -138,47 +145,44 @@ def decay_kind(log_decay: Tensor | None) -> Decay:
     return kinds[log_decay.dim()]
 
 
-def _checked(
+def _check(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     log_decay: Tensor | None,
     bonus: Tensor | None,
     exclusive: bool,
-    initial_state: Tensor | None,
-    cu_seqlens: Tensor | None,
     chunk_size: int | None,
-) -> Decay:
-    """Refuses what does not belong together; returns the kind of decay."""
+) -> None:
     if q.dim() != 4 or q.shape != k.shape or v.dim() != 4 or v.shape[:2] != q.shape[:2]:
         raise InputError(
             f"q {list(q.shape)}, k {list(k.shape)} and v {list(v.shape)} must be [batch, time, key_groups, K] twice "
             "and [batch, time, heads, V]"
         )
     batch, time, groups, key_dim = q.shape
-    heads, value_dim = v.shape[2:]
+    heads = v.shape[2]
     if heads % groups:
         raise InputError(f"v has {heads} heads, which {groups} key groups cannot share evenly")
-    kind = decay_kind(log_decay)
-    shapes = {"constant": (heads,), "scalar": (batch, time, heads), "vector": (batch, time, heads, key_dim)}
     if log_decay is not None:
-        same_shape("log_decay", log_decay, shapes[kind])
+        shapes = {"constant": (heads,), "scalar": (batch, time, heads), "vector": (batch, time, heads, key_dim)}
+        same_shape("log_decay", log_decay, shapes[decay_kind(log_decay)])
         if _values_at_hand(log_decay) and bool((log_decay > 0).any()):
             raise InputError("log_decay is positive somewhere; it is the logarithm of a factor of at most 1")
     if bonus is not None:
         if not exclusive:
             raise InputError("bonus weighs the current token of the exclusive form; set exclusive=True")
         same_shape("bonus", bonus, (heads, key_dim))
-    sequences = batch
-    if cu_seqlens is not None:
-        if batch != 1:
-            raise InputError(f"packed sequences need a batch of 1, not {batch}")
-        sequences = cu_seqlens.numel() - 1
-    if initial_state is not None:
-        same_shape("initial_state", initial_state, (sequences, heads, key_dim, value_dim))
     if chunk_size is not None and (chunk_size < 1 or chunk_size & (chunk_size - 1)):
         raise InputError(f"chunk_size is {chunk_size}; it must be a power of two, such as 64")
-    return kind
+
+
+def _check_sequences(q: Tensor, v: Tensor, initial_state: Tensor | None, cu_seqlens: Tensor | None) -> None:
+    """What can be said of packed sequences and their states without reading boundaries on the host."""
+    if cu_seqlens is not None and q.shape[0] != 1:
+        raise InputError(f"packed sequences need a batch of 1, not {q.shape[0]}")
+    if initial_state is not None:
+        many = q.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1
+        same_shape("initial_state", initial_state, (many, v.shape[2], q.shape[3], v.shape[3]))
 
 
 def _values_at_hand(tensor: Tensor) -> bool:
@@ -207,12 +211,50 @@ def _triton(
     return out, state
 
 
-def _first_state(q: Tensor, v: Tensor, initial_state: Tensor | None, sequences: int) -> Tensor:
-    """The state before the first token, in the dtype the recurrence is computed in."""
-    dtype = torch.float64 if v.dtype == torch.float64 else torch.float32
-    if initial_state is not None:
-        return initial_state.to(dtype)
-    return torch.zeros(sequences, v.shape[2], q.shape[3], v.shape[3], dtype=dtype, device=v.device)
+def _reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    *,
+    state: Tensor,
+    bonus: Tensor | None,
+    exclusive: bool,
+    scale: float,
+    constant: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    queries, keys = (x.repeat_interleave(v.shape[2] // q.shape[2], dim=2) for x in (q, k))
+    forget = _per_channel(log_decay if constant is None else constant, state)
+    out, state = reference(queries, keys, v, forget, bonus, exclusive, scale, state)
+    return out.to(v.dtype), state
+
+
+def _torch(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    *,
+    state: Tensor,
+    bonus: Tensor | None,
+    exclusive: bool,
+    scale: float,
+    chunk_size: int | None,
+    constant: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    time, dtype = q.shape[1], v.dtype
+    if time == 0:
+        return torch.empty_like(v), state.clone()
+    decay = log_decay if constant is None else constant
+    if time == 1:
+        now = decay if log_decay is None else log_decay[:, 0]
+        out, state = chunked.step(q[:, 0], k[:, 0], v[:, 0], now, bonus, exclusive, scale, state, inplace=False)
+        return out.unsqueeze(1), state
+    if dtype == torch.float16 and q.device.type == "cpu":  # a CPU multiplies float16 a hundred times slower
+        q, k, v = (x.float() for x in (q, k, v))
+    size = chunk_size or default_chunk_size(decay_kind(decay), time)
+    out, state = chunked.chunked(q, k, v, decay, bonus, exclusive, scale, state, size)
+    return out.to(dtype), state
 
 
 def _per_channel(log_decay: Tensor | None, state: Tensor) -> Tensor:
@@ -220,39 +262,3 @@ def _per_channel(log_decay: Tensor | None, state: Tensor) -> Tensor:
     if log_decay is None:
         return state.new_zeros(())
     return log_decay if log_decay.dim() == 4 else log_decay.unsqueeze(-1)
-
-
-def _packed(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Tensor | None,
-    bonus: Tensor | None,
-    exclusive: bool,
-    scale: float,
-    initial_state: Tensor | None,
-    cu_seqlens: Tensor,
-    chunk_size: int | None,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    """Packed sequences one after the other; on meta, where lengths are unknown, as if they were all equally long."""
-    outputs, states = [], []
-    for n, (start, end) in enumerate(spans(cu_seqlens, q.shape[1])):
-        decay = log_decay if log_decay is None or log_decay.dim() == 1 else log_decay[:, start:end]
-        out, state = linear_attention(
-            q[:, start:end],
-            k[:, start:end],
-            v[:, start:end],
-            decay,
-            bonus=bonus,
-            exclusive=exclusive,
-            scale=scale,
-            initial_state=None if initial_state is None else initial_state[n : n + 1],
-            chunk_size=chunk_size,
-            backend=backend,  # type: ignore[arg-type]
-        )
-        outputs.append(out)
-        states.append(state)
-    if not outputs:
-        return torch.empty_like(v), _first_state(q, v, initial_state, 0)
-    return torch.cat(outputs, dim=1), torch.cat(states)

@@ -1,5 +1,7 @@
 """The public face of the selective scan: checks, choice of backend, packed sequences, skip and gate."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn.functional import silu
@@ -7,7 +9,7 @@ from torch.nn.functional import silu
 from archcompass.errors import InputError
 from archcompass.kernels.decay import LOG2_E
 from archcompass.kernels.dispatch import Backend, Choice, choose
-from archcompass.kernels.packed import same_shape, sequences
+from archcompass.kernels.packed import over_sequences, same_shape, sequences
 from archcompass.kernels.selective_scan.blocked import selective_scan_torch
 from archcompass.kernels.selective_scan.reference import selective_scan_reference
 from archcompass.kernels.selective_scan.tiles import WIDEST_STATE
@@ -33,7 +35,8 @@ def selective_scan(
 
         h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t        y_t = (C_t · h_t + D x_t) silu(gate_t)
 
-    Domain: dt at least 0 and A at most 0, so that no factor exceeds 1; the step is exact at any size of dt A.
+    Domain: dt at least 0 and A at most 0, so that no factor exceeds 1; the step is exact at any size of dt A. A negative
+    dt, which no softplus gives, is not looked for: it makes states grow as the formula says.
 
     Args:
         x: [batch, time, channels], after convolution and activation.
@@ -59,11 +62,8 @@ def selective_scan(
     chosen = explain(x, A, backend=backend, strict=strict).backend
     if chosen == "triton" and x.numel():
         return _triton(x, dt, A, B, C, D, gate, initial_state, cu_seqlens)
-    if cu_seqlens is None:
-        state, _ = sequences(x, A.shape, initial_state, None)
-        y, state = _core(x, dt, A, B, C, state, chosen)
-    else:
-        y, state = _packed(x, dt, A, B, C, initial_state, cu_seqlens, chosen)
+    run = partial(_core, A, chosen)
+    y, state = over_sequences(run, (x, dt, B, C), x, A.shape, initial_state, cu_seqlens)
     return _finished(y, x, D, gate), state
 
 
@@ -147,7 +147,9 @@ def _triton(
     return selective_scan_triton(x, dt, A, B, C, D, gate, state, bounds, train=False)
 
 
-def _core(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+def _core(
+    A: Tensor, backend: str, x: Tensor, dt: Tensor, B: Tensor, C: Tensor, *, state: Tensor
+) -> tuple[Tensor, Tensor]:
     if backend == "reference":
         return selective_scan_reference(x, dt, A, B, C, state)
     if x.shape[1] == 1:
@@ -169,28 +171,6 @@ def _step(
     written = (dt * x).unsqueeze(-1), B.unsqueeze(1)
     state = state.addcmul_(*written) if inplace else torch.addcmul(state, *written)
     return (state @ C.unsqueeze(-1)).squeeze(-1), state
-
-
-def _packed(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    initial_state: Tensor | None,
-    cu_seqlens: Tensor,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    """Packed sequences one after the other."""
-    state, bounds = sequences(x, A.shape, initial_state, cu_seqlens)
-    assert bounds is not None
-    outputs, states = [x[:, :0]], [state[:0]]
-    for n, (start, end) in enumerate(bounds):
-        x_n, dt_n, B_n, C_n = (tensor[:, start:end] for tensor in (x, dt, B, C))
-        y, last = _core(x_n, dt_n, A, B_n, C_n, state[n : n + 1], backend)
-        outputs.append(y)
-        states.append(last)
-    return torch.cat(outputs, dim=1), torch.cat(states)
 
 
 def _finished(y: Tensor, x: Tensor, D: Tensor | None, gate: Tensor | None) -> Tensor:

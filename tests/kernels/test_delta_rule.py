@@ -23,7 +23,6 @@ from archcompass.kernels.delta_rule import (
     dplr_step,
     explain,
 )
-from archcompass.kernels.delta_rule.triangular import unit_lower_inverse
 
 DECAYS = ("none", "scalar", "vector")
 Inputs = dict[str, Any]
@@ -258,22 +257,6 @@ def test_a_float32_state_does_not_drift_over_64k_steps(decay: str) -> None:
         out, state = delta_rule(**single)
     assert relative_error(out[:, -1000:], exact[0][:, -1000:]) < 1e-5
     assert relative_error(state, exact[1]) < 1e-5
-
-
-@pytest.mark.parametrize("size", [1, 2, 16, 64])
-def test_the_inverse_by_halves_is_the_inverse(size: int) -> None:
-    torch.manual_seed(0)
-    strict = 0.3 * normal(3, size, size).tril(-1)
-    eye = torch.eye(size, dtype=torch.float64)
-    product = unit_lower_inverse(strict) @ (eye + strict)
-    torch.testing.assert_close(product, eye.expand_as(product), rtol=0, atol=1e-8)
-
-
-def test_the_inverse_stays_accurate_where_powers_of_the_matrix_explode() -> None:
-    """Equal keys written with beta 2: L is 2 below the diagonal, and its powers reach 1e18 while its inverse stays at 2."""
-    strict = torch.full((64, 64), 2.0).tril(-1)
-    exact = torch.linalg.inv(torch.eye(64, dtype=torch.float64) + strict.double())
-    torch.testing.assert_close(unit_lower_inverse(strict).double(), exact, rtol=1e-5, atol=1e-5)
 
 
 def test_scores_of_several_kinds_equal_their_sums() -> None:

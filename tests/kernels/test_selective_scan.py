@@ -75,6 +75,17 @@ def test_gradients_are_those_of_the_formula(backend: Any, time: int) -> None:
     assert torch.autograd.gradcheck(run, (state, *(x.requires_grad_() for x in inputs.values())))
 
 
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_skip_and_gate_are_those_of_the_paper(backend: Any) -> None:
+    inputs, h = scan_inputs(time=5), torch.zeros(2, 6, 5, dtype=torch.float64)
+    x, dt, A, B, C, D, gate = inputs.values()
+    expected = []
+    for t in range(5):
+        h = (dt[:, t, :, None] * A).exp() * h + (dt[:, t] * x[:, t])[..., None] * B[:, t, None]
+        expected.append(((h * C[:, t, None]).sum(-1) + D * x[:, t]) * gate[:, t] * gate[:, t].sigmoid())
+    assert_equal(selective_scan(**inputs, backend=backend), (torch.stack(expected, dim=1), h))
+
+
 @pytest.mark.parametrize("time", [2, 31, 32, 33, 75])
 def test_blocks_equal_the_formula_in_outputs_states_and_gradients(time: int) -> None:
     results = []

@@ -1,5 +1,7 @@
 """Loss of a linear head: several tiles and chunks of the vocabulary, ignored targets, odd widths."""
 
+from unittest.mock import patch
+
 import torch
 from support.cases import Agreement, Compilation, FirstCall
 
@@ -30,7 +32,19 @@ AGREEMENTS = [
     _agreement("mean-three-chunks-of-words", (75, 60, 1500), chunk=25),
     _agreement("sum-soft-cap-scale", (7, 16, 100), reduction="sum", soft_cap=2.0, scale=0.7),
     _agreement("none", (9, 16, 75), reduction="none"),
+    Agreement(
+        name="several-tiles-of-words-in-a-program",
+        inputs=lambda: _inputs(9, 16, 500),
+        call=lambda backend, **given: _on_a_small_gpu(backend, given),
+        gradients=("hidden", "weight"),
+    ),
 ]
+
+
+def _on_a_small_gpu(backend, given):
+    """A program takes several tiles, as it does where the vocabulary has more of them than the GPU has programs."""
+    with patch.object(triton_loss, "PROGRAMS_WANTED", 2):
+        return linear_cross_entropy(**given, backend=backend, soft_cap=4.0)
 
 
 def _launch(width, vocab, soft_cap=None, dtype=torch.bfloat16, tokens=512):
