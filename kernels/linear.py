@@ -51,19 +51,28 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
     """a b, written to `out`; matrices of any strides, of which no gradient is recorded."""
     if a.dtype is torch.float32 and a.is_cpu and _HAS_ONEDNN and a.shape[0] * b.numel() >= WORTH_A_CALL:
-        return out.copy_(torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], ""))
+        return out.copy_(_by_onednn(a, b))
     return torch.mm(a, b, out=out)
 
 
 def products(a: Tensor, b: Tensor) -> Tensor:
     """a b of every pair of matrices, [..., M, K] and [..., K, N]."""
-    large = a.shape[-2] * b.shape[-2] * b.shape[-1] >= WORTH_A_CALL
+    large = a.shape[-2] * b.shape[-2] * b.shape[-1] >= WORTH_A_CALL and _HAS_ONEDNN
     if not (large and a.dtype is torch.float32 and a.is_cpu and plain_call(a, b)):
         return a @ b
+    if a.shape[:-2].numel() == 1:
+        return _by_onednn(a.flatten(0, -2), b.flatten(0, -2)).view(*a.shape[:-1], b.shape[-1])
     out = a.new_empty(*a.shape[:-1], b.shape[-1])
     for left, right, place in zip(*(x.flatten(0, -3) for x in (a, b, out)), strict=True):
         product(left, right, place)
     return out
+
+
+def _by_onednn(a: Tensor, b: Tensor) -> Tensor:
+    """a b of two matrices. A b cut out of a wider matrix is copied: oneDNN would take a thousand times as long."""
+    b = b if b.t().is_contiguous() else b.contiguous()
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
+    return y
 
 
 def _few_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from archcompass.errors import InputError
+from archcompass.kernels.attention import prompt
 from archcompass.kernels.attention.cost import check_visibility, first_visible
 from archcompass.kernels.attention.pieces import Visibility, equal_width, widened
 from archcompass.kernels.attention.reference import attention_mask, attention_reference
@@ -142,6 +143,8 @@ def _within_reach(k: Tensor, v: Tensor, see: Visibility) -> tuple[Tensor, Tensor
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, see: Visibility) -> Tensor:
     group, new = q.shape[2] // k.shape[2], q.shape[1]
+    if see.causal and new > 1 and prompt.serves(q, k, v):
+        return prompt.prompt_attention(q, k, v, see.scale)
     k, v = k.transpose(1, 2), v.transpose(1, 2)
     if new == 1:
         # A step's heads become query rows of their key-value head, which reads each key once and not once per head.

@@ -14,6 +14,7 @@ from archcompass.kernels.attention import (
     attention_cost,
     dense_flops,
     explain,
+    prompt,
     reachable_keys,
     visible_pairs,
 )
@@ -229,6 +230,36 @@ def test_explain_names_the_backend_and_what_stood_against_the_faster_one() -> No
     choice = explain(q, k)
     assert choice.backend == "torch"
     assert choice.rejected["triton"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sizes", [*HEADS.values(), (6, 2, 64, 32)])
+def test_a_prompt_long_enough_for_products_of_its_own_equals_the_formula(
+    sizes: tuple[int, int, int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In rows that do not divide the prompt, of tensors cut out of a wider one, no worse than torch's fused kernel."""
+    heads, kv_heads, key_dim, value_dim = sizes
+    torch.manual_seed(0)
+    wide = torch.randn(2, 901, kv_heads, 2 * key_dim + value_dim).to(dtype)
+    _, k, v = wide.split([key_dim, key_dim, value_dim], dim=-1)
+    q = torch.randn(2, 901, heads, key_dim).to(dtype)
+    exact = attention(q.double(), k.double(), v.double(), backend="reference")
+    with torch.no_grad():
+        assert prompt.serves(q, k, v)
+        mine = attention(q, k, v)
+        monkeypatch.setattr(prompt, "MOST_THREADS", 0)
+        fused = attention(q, k, v)
+    assert mine.dtype == dtype
+    assert largest(mine, exact) <= 2 * largest(fused, exact)
+
+
+def test_gradients_short_prompts_and_wider_types_are_left_to_the_fused_kernel() -> None:
+    q, k, v = tensors(1, 400, 400, 2, 1, 8, 8, dtype=torch.float32)
+    assert not prompt.serves(q, k, v)
+    q, k, v = (x.detach() for x in (q, k, v))
+    assert prompt.serves(q, k, v)
+    assert not prompt.serves(q[:, :100], k[:, :100], v[:, :100])
+    assert not prompt.serves(q.double(), k.double(), v.double())
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
