@@ -22,15 +22,18 @@ def forward(x: Tensor, before: Tensor, weight: Tensor, bias: Tensor | None, silu
     for first in range(0, time, block):
         last = min(first + block, time)
         seen = x[:, first - past : last] if first else torch.cat([before, x[:, :last]], dim=1)
-        y = convolve(seen.to(dtype), taps, start)
-        out[:, first:last] = F.silu(y, inplace=True) if silu else y
+        here = out[:, first:last]
+        y = convolve(seen.to(dtype), taps, start, out=here if out.dtype == dtype else None)
+        y = F.silu(y, inplace=True) if silu else y
+        if y.dtype != out.dtype:
+            here.copy_(y)
     return out
 
 
-def convolve(seen: Tensor, taps: Tensor, start: Tensor) -> Tensor:
-    """start + sum_i taps_i seen_(t + i); taps [width, channels]."""
+def convolve(seen: Tensor, taps: Tensor, start: Tensor, out: Tensor | None = None) -> Tensor:
+    """start + sum_i taps_i seen_(t + i), written to `out` if given; taps [width, channels]."""
     time = seen.shape[1] - taps.shape[0] + 1
-    y = torch.addcmul(start, seen[:, :time], taps[0])
+    y = torch.addcmul(start, seen[:, :time], taps[0], out=out)
     for i in range(1, taps.shape[0]):
         y.addcmul_(seen[:, i : i + time], taps[i])
     return y

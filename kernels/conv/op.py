@@ -10,6 +10,7 @@ from archcompass.kernels.conv import chunked
 from archcompass.kernels.conv.cost import causal_conv_cost
 from archcompass.kernels.conv.reference import reference
 from archcompass.kernels.dispatch import Backend, Choice, choose
+from archcompass.kernels.eager import plain_call
 from archcompass.kernels.packed import spans
 
 OPERATION = "causal_conv"
@@ -92,13 +93,14 @@ def _dense(
     state = _last_tokens(x, before)
     if backend == "reference":
         return reference(x, weight, bias, before, silu), state
-    return causal_conv_op(x, before, weight, bias, silu), state
+    serve = chunked.forward if plain_call(x, weight, bias, before) else causal_conv_op
+    return serve(x, before, weight, bias, silu), state
 
 
 def _last_tokens(x: Tensor, before: Tensor) -> Tensor:
     """The tokens that the next segment needs, [batch, width - 1, channels]."""
     past = before.shape[1]
-    left = torch.cat([before, x[:, x.shape[1] - min(past, x.shape[1]) :]], dim=1)
+    left = x if x.shape[1] >= past else torch.cat([before, x], dim=1)
     return left[:, left.shape[1] - past :].clone()
 
 

@@ -43,16 +43,19 @@ def centred_chunks(
         passing = factors.passing.repeat_interleave(value_dim, dim=-1).unflatten(-1, (groups, -1)).unsqueeze(-2)
         now = now * passing[:, 0]
     at_once = _chunks_at_once(v)
-    pieces = []
+    result = v.new_empty(v.shape) if at_once < v.shape[1] else None
     for first in range(0, v.shape[1], at_once):
         here = slice(first, first + at_once)
         values = v[:, here] if factors is None else v[:, here] * factors.going_in[:, here].to(v.dtype)[..., None]
         after = None if passing is None else passing[:, first + 1 : first + at_once + 1]
         out, now = _some_chunks(q[:, here], k[:, here], _by_group(values, groups), after, exclusive, now)
         out = out.unflatten(-1, (-1, value_dim)).transpose(2, 3).flatten(3, 4)
-        pieces.append(out if factors is None else out * factors.coming_out[:, here].to(v.dtype)[..., None])
-    out = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
-    return out, now.unflatten(3, (-1, value_dim)).transpose(2, 3).flatten(1, 2).contiguous()
+        place = None if result is None else result[:, here]
+        weight = 1.0 if factors is None else factors.coming_out[:, here].to(v.dtype)[..., None]
+        out = torch.mul(out, weight, out=place)
+    return out if result is None else result, now.unflatten(3, (-1, value_dim)).transpose(2, 3).flatten(
+        1, 2
+    ).contiguous()
 
 
 def _some_chunks(

@@ -15,6 +15,7 @@ serves all its heads.
 
 from __future__ import annotations
 
+from itertools import repeat
 from typing import NamedTuple
 
 import torch
@@ -134,27 +135,27 @@ def _exact_chunks(
     fading = _fading(decay.unflatten(3, (groups, -1)), exclusive, v)
     state = state.unflatten(1, (groups, -1)).transpose(2, 3).flatten(3)  # [batch, groups, K, heads of the group * V]
     step = _chunks_at_once(v, q.shape[-1])
-    pieces = []
-    for first in range(0, v.shape[1], step):
-        here = slice(first, first + step)
-        piece, state = _chunks_of_heads(q[:, here], k[:, here], values[:, here], fading.at(here), exclusive, state)
-        pieces.append(piece)
-    out = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
+    out = values.new_empty(values.shape) if step < v.shape[1] else None
+    places = repeat(None) if out is None else out.split(step, dim=1)
+    pieces = zip(places, *(x.split(step, dim=1) for x in (q, k, values, *fading)), strict=False)
+    for place, some_q, some_k, some_v, *faded in pieces:
+        piece, state = _chunks_of_heads(some_q, some_k, some_v, _Fading(*faded), exclusive, state, place)
+    out = piece if out is None else out
     state = state.unflatten(3, (-1, v.shape[4])).transpose(2, 3).flatten(1, 2).contiguous()
     return out.flatten(3, 4), state
 
 
 def _chunks_of_heads(
-    q: Tensor, k: Tensor, v: Tensor, fading: _Fading, exclusive: bool, state: Tensor
+    q: Tensor, k: Tensor, v: Tensor, fading: _Fading, exclusive: bool, state: Tensor, out: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Some chunks: the products inside each, the state through all, and what the queries read of it."""
+    """Some chunks, written to `out` if given: the products inside each, the state through all, and what queries read of it."""
     scores = (q @ k.mT).tril(-1 if exclusive else 0)
     weights = scores.unsqueeze(3) * decay_matrix(fading.read, fading.running).to(v.dtype)
     inside = (weights @ v.permute(0, 1, 3, 4, 2, 5)).permute(0, 1, 4, 2, 3, 5)
     written = products(k.mT, (v * fading.to_end).flatten(4).transpose(2, 3))
     states, state = _pass_state(written, fading.through, state)
     across = products(q, states.to(q.dtype)).transpose(2, 3).reshape(v.shape)
-    return torch.addcmul(inside, across, fading.from_start), state
+    return torch.addcmul(inside, across, fading.from_start, out=out), state
 
 
 class _Fading(NamedTuple):
@@ -170,10 +171,6 @@ class _Fading(NamedTuple):
     from_start: Tensor
     to_end: Tensor
     through: Tensor
-
-    def at(self, chunks: slice) -> _Fading:
-        """The part that belongs to some of the chunks."""
-        return _Fading(*(x[:, chunks] for x in self))
 
 
 def _fading(decay: Tensor, exclusive: bool, v: Tensor) -> _Fading:

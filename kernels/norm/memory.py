@@ -29,7 +29,9 @@ def rms_norm_held(
     if fused:
         return Held(output, output, output * (2 if gate else 1))
     kept = 2 if gate is None else 3 + (gate == "silu") + weight - (element_bytes == 4)
-    piece = min(elements, PIECE_ELEMENTS) * (12 if gate else 8 if element_bytes < 4 else 0)
+    # What the gate lets through, and in half types x and the gate widened; float32 is computed in the output itself.
+    wide = element_bytes < 4
+    piece = min(elements, PIECE_ELEMENTS) * 4 * ((1 + 2 * wide) if gate else wide)
     # With a SiLU one side of the product goes as its gradient comes.
     flowing = 4.0 * elements * (3 if gate == "sigmoid" else 2)
     return Held(output + piece, 4.0 * elements * kept, flowing)
