@@ -1,10 +1,11 @@
 """How well the ledger foresees the memory that torch really takes: whole models, inference and training, row by row.
 
-    python benchmarks/memory.py [--phases all|inference|training] [--only NAME ...] [--write]
+    python benchmarks/memory.py [--phases all|inference|training] [--only NAME ...] [--write] [--again]
 
 Every storage that a call creates is followed until it dies (`archcompass.profiles.measure.peak`), which gives the very bytes
 that torch's allocator sees, workspaces inside one library call left out. Total is weights, state, activations, and in training
-gradients and AdamW's moments. Bytes do not depend on how busy the machine is. Writes benchmarks/results/memory.json.
+gradients and AdamW's moments. Bytes do not depend on how busy the machine is. Writes benchmarks/results/memory.json; --again
+measures nothing and asks the ledger anew about the rows that are kept there.
 """
 
 from __future__ import annotations
@@ -108,15 +109,24 @@ def inference_rows(spec: ModelSpec, prompt: int, precision: str) -> list[dict[st
 
 
 def training_rows(spec: ModelSpec, recompute: str) -> list[dict[str, Any]]:
+    return [training_row(few_layers(spec), TRAINED_TOKENS, "fp32", recompute)]
+
+
+def few_layers(spec: ModelSpec) -> ModelSpec:
     """One repetition of the layers' pattern, or four layers, so that activations outweigh the weights."""
     few = re.sub(r"^\d+\*", "", spec.layers) if "|" in spec.layers else re.sub(r"^\d+\*", "4*", spec.layers)
-    return [training_row(spec.with_layers(few), TRAINED_TOKENS, "fp32", recompute)]
+    return spec.with_layers(few)
+
+
+def trained(tokens: int, precision: str, recompute: str) -> Request:
+    """The question of a training row."""
+    return Request(prompt=tokens, generate=0, mode="training", precision=precision, recompute=recompute)  # type: ignore[arg-type]
 
 
 def training_row(spec: ModelSpec, tokens: int, precision: str, recompute: str) -> dict[str, Any]:
     """The second of two steps, moments being there. How fast random heads decay decides which form runs: hence the seed."""
     torch.manual_seed(0)
-    request = Request(prompt=tokens, generate=0, mode="training", precision=precision, recompute=recompute)  # type: ignore[arg-type]
+    request = trained(tokens, precision, recompute)
     model = build.model(spec, CPU, build.dtype_of(request)).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     ids = torch.randint(0, spec.vocab_size, (1, tokens))
@@ -203,16 +213,34 @@ def renewed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [*known, *asked.values()]
 
 
+def again(kept: dict[str, Any]) -> dict[str, Any]:
+    """A kept row with what the ledger foresees today."""
+    spec = next(one for one in models() if one.name == kept["model"])
+    phase, tokens, precision = kept["phase"], kept["tokens"], kept["precision"]
+    if phase.startswith("training"):
+        spec, request = few_layers(spec), trained(tokens, precision, phase.split(", ")[1])
+    elif phase == "decode":
+        request = Request(prompt=1, generate=tokens - 1, precision=precision)
+    else:
+        request = Request(prompt=tokens, generate=0, precision=precision)
+    weights = kept["seen_bytes"] - kept["seen_beside_weights"]
+    now = row(spec, phase, request, kept["seen_bytes"], 0, weights)
+    return now | {name: kept[name] for name in ("weights_exact", "state_exact")}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--phases", choices=("all", "inference", "training"), default="all")
     parser.add_argument(
         "--only", nargs="*", default=[], help="models whose name contains one of these, beside kept rows"
     )
+    parser.add_argument("--again", action="store_true", help="ask the ledger anew about the kept rows")
     parser.add_argument("--write", action="store_true", help="renew these rows in benchmarks/results/memory.json")
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
-    for spec in models():
+    if arguments.again:
+        rows = [again(one) for one in json.loads(TARGET.read_text(encoding="utf-8"))["rows"]]
+    for spec in [] if arguments.again else models():
         if arguments.only and not any(word in spec.name for word in arguments.only):
             continue
         for job in jobs(spec, arguments.phases):

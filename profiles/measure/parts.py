@@ -54,7 +54,7 @@ class Parts:
         request = Request(precision=self.name)
         steps = [request.step(1, 64), *(request.step(new) for new in TOKENS)]
         rests = [self.rest(alone(block, width), step, *self._sublayer(block, width, step)) for step in steps]
-        launch = min(self.launch(block), rests[0].seconds / max(rests[0].count, 1))
+        launch = self._launch(block, rests[0])
         points: dict[str, list[_Point]] = {}
         for step, rest in zip(steps, rests, strict=True):
             left = rest.seconds - launch * rest.count
@@ -67,6 +67,12 @@ class Parts:
             f"{block.kind}/{op_name}:{found[0].op.compute}": self._curves(found, launch)
             for op_name, found in points.items()
         }
+
+    def _launch(self, block: Block, single: Rest) -> float:
+        """Host seconds of one operation in a single step. Where nothing computes, a step has no bytes to speak of: all it
+        takes is launches, over data that products have driven out of the caches, and no fewer than in a tiny block."""
+        tiny, seen = self.launch(block), single.seconds / max(single.count, 1)
+        return min(tiny, seen) if any(op.flops for op, _ in single.own) else max(tiny, seen)
 
     def launch(self, block: Block) -> float:
         """Host seconds of one of the block's own operations: a step of a tiny block is nothing but launches."""
