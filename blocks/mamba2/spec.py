@@ -166,7 +166,7 @@ class Mamba2(Block):
         )
         norm = norm_held(step, self.inner_width)
         narrow = self.projected_width + self.conv_channels + self.inner_width
-        before, saved = (channels_alive(step, narrow, kept * self.num_heads) for kept in (2, 12))
+        before, saved = (channels_alive(step, narrow, kept * self.num_heads) for kept in (2, 8))
         return recurrent_live(step, before, core, norm, self.inner_width, saved, self.conv_channels)
 
     @classmethod
