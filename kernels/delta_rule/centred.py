@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from archcompass.kernels.decay import centred
 from archcompass.kernels.delta_rule.triangular import unit_lower_inverse
+from archcompass.kernels.eager import plain_call
 from archcompass.kernels.linear import products
 
 
@@ -24,36 +24,30 @@ class CentredTerms(NamedTuple):
     """What the state pass needs of each chunk.
 
     rows: [N, J, 2C, K], keys, then queries.
-    values: [N, J, G, C, V].
+    values: [N, J, G, C, V], V' above.
     beta: [N, J, G, C, 1].
     inverse: [N, J · G, C, C].
-    mix: [N, J, C, C], scores of queries against what is written.
+    columns: [N, J, C, C + K], of each token written the scores of queries against it, then its key.
     coming_out: [N, J, C, G, 1], factor of the outputs, `scale` included; without a decay [N, 1, 1, 1, 1].
-    going_in: [N, J, G, C, 1], factor of the values, or None.
-    passing: [N + 1, J, 1, G · V], factors of the states before the first chunk and after each, or None.
+    passing: [N, J, 1, G · V], factor of the state after each chunk, or None.
     """
 
     rows: Tensor
     values: Tensor
     beta: Tensor
     inverse: Tensor
-    mix: Tensor
+    columns: Tensor
     coming_out: Tensor
-    going_in: Tensor | None = None
     passing: Tensor | None = None
 
 
 def centred_terms(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    beta: Tensor,
-    log_decay: Tensor | None = None,
-    *,
-    scale: float,
-    precise: torch.dtype,
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, *factors: Tensor, scale: float, precise: torch.dtype
 ) -> CentredTerms:
-    """Terms of chunked inputs, [N, batch, heads, C, ...]; decays and the inverse are computed in the dtype `precise`."""
+    """Terms of chunked inputs, [N, batch, heads, C, ...]; scores of keys and the inverse are in the dtype `precise`.
+
+    `factors` are none or three: of values going in, outputs coming out, and the state passing on, the same in a whole chunk.
+    """
     chunk, group = k.shape[-2], v.shape[2] // k.shape[2]
     working = torch.float32 if q.dtype == torch.float16 else q.dtype
 
@@ -61,50 +55,69 @@ def centred_terms(
         return torch.unflatten(x, 2, (-1, group)).flatten(1, 2)
 
     rows = torch.cat([k, q], dim=-2).to(working).flatten(1, 2)
-    keys, queries = rows.split(chunk, dim=-2)
-    precise_keys, strength = keys.to(precise), by_group(beta).to(precise).unsqueeze(-1)
-    among_keys = (precise_keys @ precise_keys.mT).unsqueeze(2) * strength
+    among_keys, to_queries = _scores(rows, chunk, precise)
+    strength = by_group(beta).to(precise).unsqueeze(-1)
+    inverse = unit_lower_inverse(among_keys.unsqueeze(2) * strength)
+    values = by_group(v).to(working)
     terms = CentredTerms(
         rows=rows,
-        values=by_group(v).to(working),
+        values=values,
         beta=strength.to(working),
-        inverse=unit_lower_inverse(among_keys).to(working).flatten(1, 2),
-        mix=(queries @ keys.mT).tril(),
+        inverse=inverse.to(working).flatten(1, 2),
+        columns=torch.cat([to_queries, rows[..., :chunk, :]], dim=-1),
         coming_out=rows.new_full((rows.shape[0], 1, 1, 1, 1), scale),
     )
-    if log_decay is None:
+    if not factors:
         return terms
-    factors = centred(log_decay.to(precise).permute(1, 0, 3, 2))
-    going_in, coming_out = (by_group(x.permute(1, 0, 3, 2)).to(working).unsqueeze(-1) for x in factors[:2])
-    passing = by_group(factors.passing.transpose(0, 1)).repeat_interleave(v.shape[-1], dim=-1).unsqueeze(-2)
-    return terms._replace(going_in=going_in, coming_out=scale * coming_out.transpose(2, 3), passing=passing)
+    going_in, coming_out = (by_group(x).to(working).unsqueeze(-1) for x in factors[:2])
+    passing = by_group(factors[2][..., :1]).expand(-1, -1, -1, v.shape[-1]).flatten(2).unsqueeze(-2)
+    return terms._replace(values=values * going_in, coming_out=scale * coming_out.transpose(2, 3), passing=passing)
+
+
+def _scores(rows: Tensor, chunk: int, precise: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Scores of keys against keys, in `precise`, and against queries, [N, J, C, C] from rows [N, J, 2C, K].
+
+    The product of bfloat16 numbers is a sum of exact float32 ones, so what its rounding took away, rounded, makes it good
+    to sixteen bits: two products in bfloat16 take less than one in float32.
+    """
+    keys, queries = rows.split(chunk, dim=-2)
+    if rows.dtype != torch.bfloat16 or not (rows.is_cpu and plain_call(rows)):
+        wide = keys.to(precise)
+        return wide @ wide.mT, (keys @ queries.mT).triu()
+    keys = keys.contiguous()
+    among, to_queries = (keys @ rows.mT).chunk(2, dim=-1)
+    rest = torch.baddbmm(*(x.flatten(0, 1) for x in (among, keys, keys.mT)), beta=-1)
+    return among.to(precise).add_(rest.view_as(among)), to_queries.triu()
 
 
 def centred_pass(terms: CentredTerms, state: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Carries the state [batch, heads, K, V] through the chunks: each one's outputs, [batch, C, heads, V], and the last."""
+    """Carries the state S' [batch, heads, K, V] through the chunks: each one's outputs, [batch, C, heads, V], and the last.
+
+    Where no graph is recorded the state is overwritten.
+    """
     batch, group = state.shape[0], terms.values.shape[2]
+    recorded = not plain_call(state, *terms)
     now = _side_by_side(torch.unflatten(state, 1, (-1, group)).flatten(0, 1))
-    if terms.passing is not None:
-        now = now * terms.passing[0]
     outputs = []
-    for n in range(terms.rows.shape[0]):
-        out, now = _one_chunk(terms, n, now)
+    for n, coming_out in enumerate(terms.coming_out):
+        out, added = _one_chunk(terms, n, now)
+        now = now + added if recorded else now.add_(added)
+        now = now if terms.passing is None else now.mul_(terms.passing[n])
+        out = torch.unflatten(out, -1, (group, -1)) * coming_out
         outputs.append(torch.unflatten(out, 0, (batch, -1)).transpose(1, 2).flatten(2, 3))
     return outputs, _by_head(now, group).reshape(state.shape)
 
 
 def _one_chunk(terms: CentredTerms, n: int, state: Tensor) -> tuple[Tensor, Tensor]:
-    """The outputs of chunk n, [J, C, G, V], and the state as it enters the next one, [J, K, G · V]."""
+    """The outputs of chunk n, [J, C, G · V], before their factor, and what it adds to the state, [J, K, G · V]."""
     group, chunk = terms.values.shape[2:4]
     rows = terms.rows[n]
-    predicted, read = products(rows, state.to(rows.dtype)).split(chunk, dim=-2)
-    target = terms.values[n] if terms.going_in is None else terms.values[n] * terms.going_in[n]
-    surprise = (target - _by_head(predicted, group)) * terms.beta[n]
+    predicted, read = products(rows, state.to(rows.dtype)).chunk(2, dim=-2)
+    surprise = (terms.values[n] - _by_head(predicted, group)).mul_(terms.beta[n])
     written = terms.inverse[n] @ surprise.flatten(0, 1)
     written = _side_by_side(torch.unflatten(written, 0, (-1, group)))
-    out = torch.unflatten(torch.baddbmm(read, terms.mix[n], written), -1, (group, -1)) * terms.coming_out[n]
-    state = (rows[:, :chunk].mT @ written).to(state.dtype).add_(state)  # a mixed sum takes four times as long
-    return out, state if terms.passing is None else state.mul_(terms.passing[n + 1])
+    seen = products(terms.columns[n].mT, written)
+    return read + seen[:, :chunk], seen[:, chunk:]
 
 
 def _by_head(matrices: Tensor, group: int) -> Tensor:

@@ -33,6 +33,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from archcompass.kernels.decay import (
+    centred,
     decay_matrix,
     decayed,
     moderated,
@@ -88,14 +89,15 @@ def delta_rule_chunked(
     if log_decay is not None and log_decay.dim() == 4:
         return run(vector_terms, state_pass, [q, k, v, beta, log_decay], state)
     if log_decay is None:
-        return run(centred_terms, centred_pass, [q, k, v, beta], state)
+        return run(centred_terms, centred_pass, [q, k, v, beta], state.clone())
     log_decay = log_decay.to(state.dtype)
     by_chunk = pad(log_decay, (0, 0, 0, -log_decay.shape[1] % chunk)).unflatten(1, (-1, chunk))
     strong = strong_heads(by_chunk)
     if strong is None or FEW * strong.numel() > v.shape[2]:
         return run(scalar_terms, state_pass, [q, k, v, beta, log_decay], state)
-    moderate = moderated(by_chunk, strong).flatten(1, 2)[:, : v.shape[1]]
-    out, last = run(centred_terms, centred_pass, [q, k, v, beta, moderate], state)
+    going_in, coming_out, passing = centred(moderated(by_chunk, strong))
+    factors = [x.flatten(1, 2) for x in (going_in, coming_out, passing[:, 1:, None].expand(by_chunk.shape))]
+    out, last = run(centred_terms, centred_pass, [q, k, v, beta, *factors], state * passing[:, 0, :, None, None])
     if not strong.numel():
         return out, last
     theirs = [x[:, :, strong // (v.shape[2] // k.shape[2])] for x in (q, k)]

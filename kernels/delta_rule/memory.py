@@ -43,9 +43,10 @@ def delta_rule_held(
     shared, faded = key_heads * chunk, 1 if decay == "scalar" else 0
     precise_keys, rounded_squares = (keys, squares) if element_bytes < 4 else (0, 0)
     terms = element_bytes * (2 * keys - values) + 4 * (precise_keys + shared + 3 * squares)
-    through = element_bytes * (2 * keys + shared + squares) * piece + element_bytes * 5 * chunk * batch * values
+    through = element_bytes * (3 * keys + faded * values + shared + squares) * piece
+    through += element_bytes * 5 * chunk * batch * values
     peak = outputs + max(piece * terms, through + 4 * 4 * batch * state, outputs)
-    narrow = 2 * keys + shared + rounded_squares + (3 + faded) * values
+    narrow = 3 * keys + shared + rounded_squares + (3 + faded) * values
     saved = rows * (element_bytes * narrow + 4 * (precise_keys + shared + squares))
     saved += chunks * state * (4 * faded + element_bytes)
     if decay == "scalar":

@@ -53,16 +53,13 @@ def _flops(strict_shape, *args, out_shape=None, **kwargs) -> int:  # type: ignor
 def _by_halving(strict: Tensor) -> Tensor:
     """Each matrix takes C (C + 1) places, so that the blocks of all matrices lie equally far apart: one batch of products."""
     size, batch = strict.shape[-1], strict.shape[:-2]
-    negative = strict.new_empty(*batch, size * (size + 1))
-    _square(negative, size).copy_(strict).neg_()
-    inverse = torch.zeros_like(negative)
+    inverse = strict.new_empty(*batch, size * (size + 1))
+    torch.mul(strict, strict.new_full((size, size), -1).tril_(-1), out=_square(inverse, size))
     inverse.as_strided((inverse.numel() // (size + 1),), (size + 1,)).fill_(1)
-    half = 1
+    half = 2  # of a block of two rows the inverse is I - L, as it lies there
     while half < size:
-        corner = _blocks(negative, size, half, 1, 0)
-        if half > 1:
-            corner = _blocks(inverse, size, half, 1, 1) @ (corner @ _blocks(inverse, size, half, 0, 0))
-        _blocks(inverse, size, half, 1, 0).copy_(corner)
+        corner = _blocks(inverse, size, half, 1, 0)
+        corner.copy_(_blocks(inverse, size, half, 1, 1) @ (corner @ _blocks(inverse, size, half, 0, 0)))
         half *= 2
     return _square(inverse, size)
 
