@@ -79,16 +79,17 @@ class Parts:
         small = type(block).tiny()[0]
         step = Request(precision=self.name).step(1, 8)
         try:
-            rest = self.rest(alone(small, TINY_WIDTH), step, *self._sublayer(small, TINY_WIDTH, step, evict=True))
+            rest = self.rest(alone(small, TINY_WIDTH), step, *self._sublayer(small, TINY_WIDTH, step))
         except (RuntimeError, ValueError):
             return 10e-6
         return max(1e-6, rest.seconds / max(rest.count, 1)) * 0.95
 
-    def _sublayer(self, block: Block, width: int, step: Step, evict: bool = False) -> tuple[float, float]:
+    def _sublayer(self, block: Block, width: int, step: Step) -> tuple[float, float]:
         """(seconds of one forward of the block with its norm and residual sum, less its linear layers; their FLOPs).
 
-        Single steps find their code and weights as cold as in a model: layers are cycled, and a block of another kind runs
-        before each. Layers share one context, as those of a model do.
+        Single steps find their code and weights as cold as in a model: layers are cycled, a block of another kind runs
+        before each, and every product drives out of the caches what one of ordinary size would. Layers share one context, as
+        those of a model do.
         """
         spec, dtype, single = alone(block, width), build.DTYPES[self.name], step.new_tokens == 1
         weight_bytes = block.parameters(width).active * dtype.itemsize
@@ -110,7 +111,7 @@ class Parts:
                 _, after = layer(x, states[index], context)
                 states[index] = after if step.past_tokens else None
 
-        with apart(self.device, evict) as products:
+        with apart(self.device, evict=cold) as products:
             all_layers()
             flops = products.flops / copies
             spent = beside(all_layers, products, self.device, most=30 if single else 10)
