@@ -38,6 +38,12 @@ AGREEMENTS = [
         call=_call(gate_first=False, gate_activation="sigmoid"),
         gradients=("x", "weight", "gate", "residual"),
     ),
+    Agreement(  # a program of the backward pass goes on to further rows
+        name="more-rows-than-programs",
+        inputs=lambda: _inputs((2200,), 12),
+        call=_call(),
+        gradients=("x", "weight"),
+    ),
     Agreement(name="no-weight", inputs=lambda: _inputs((33,), 16, weight=False), call=_call(), gradients=("x",)),
 ]
 
