@@ -88,7 +88,7 @@ def gpu_facts(name: str) -> dict[str, Any]:
         "flops": {**card.flops, "16bit": card.rate("bf16")},
         "link_bytes_per_second": card.link_bytes_per_second,
         "architecture": card.architecture,
-        "release_year": card.release_year,
+        "release_year": card.release_year or None,
         "confidence": card.confidence,
         "note": card.note,
         "source": card.source,

@@ -18,12 +18,14 @@ def _flag(name: str, help: str, metavar: str = "VALUE") -> Any:
 @app.command()
 def profile(
     model: Model,
-    gpu: Annotated[str | None, _flag("--gpu", "The card to predict for: 'RTX 4090', '2x h100-sxm', 'cpu'.")] = None,
+    gpu: Annotated[
+        str | None, _flag("--gpu", "The card: 'RTX 4090', '2x h100-sxm', 'cpu', '24GB 1008GB/s 165TFLOPS'.")
+    ] = None,
     vram: Annotated[str | None, _flag("--vram", "Memory of one card, instead of its own: 24GB, 24GiB.")] = None,
     bandwidth: Annotated[
-        str | None, _flag("--bandwidth", "A card described by hand: 1008GB/s (with --vram, --tflops).")
+        str | None, _flag("--bandwidth", "Bandwidth of one card's memory, instead of its own: 1008GB/s.")
     ] = None,
-    tflops: Annotated[str | None, _flag("--tflops", "Dense bf16 TFLOP/s of a card described by hand.")] = None,
+    tflops: Annotated[str | None, _flag("--tflops", "Dense bf16 TFLOP/s of one card, instead of its own.")] = None,
     device: Annotated[str | None, _flag("--device", "Measure on this machine: cpu or cuda.")] = None,
     batch: Annotated[str | None, _flag("--batch", "Sequences computed together [1].")] = None,
     prompt: Annotated[str | None, _flag("--prompt", "Tokens of each prompt [1024]: 4096, 100k.")] = None,

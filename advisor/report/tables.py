@@ -37,7 +37,7 @@ def shown(key: str, value: Any) -> str:
 
 def _number(key: str, value: float) -> str:
     if "bytes_per_second" in key:
-        return f"{units.say_bytes(value)}/s"
+        return f"{value / 1e9:,.1f}".removesuffix(".0") + " GB/s"
     if "bytes" in key:
         return units.say_bytes(value) if value else "0"
     if key.startswith("flops") or ".flops" in key:
