@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils.flop_counter import register_flop_formula
 
 from archcompass.errors import InputError
@@ -73,11 +72,7 @@ def _plain_step(x: Tensor, weight: Tensor, initial_state: Tensor | None, cu_seql
     """Whether this is a decoding step on the CPU, where an operator's wrapping costs more than its work."""
     if x.shape[1] != 1 or initial_state is None or cu_seqlens is not None or x.device.type != "cpu":
         return False
-    wanted = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    watched = (
-        torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
-    )  # a FLOP counter sees operators only
-    return not (wanted or watched) and x.dtype == initial_state.dtype
+    return x.dtype == initial_state.dtype and plain_call(x, weight)
 
 
 def explain(x: Tensor, *, backend: Backend = "auto", strict: bool = False) -> Choice:

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# exp(x) below these is nothing beside the terms that remain, and as a denormal number it would slow a CPU down.
-SMALLEST_EXPONENT = {torch.float64: -700.0, torch.float32: -80.0}
+from archcompass.kernels.decay import SMALLEST_EXPONENT
 
 
 def chunked(log_decay: Tensor, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
