@@ -43,6 +43,7 @@ from archcompass.kernels.decay import (
 )
 from archcompass.kernels.delta_rule.centred import centred_pass, centred_terms
 from archcompass.kernels.delta_rule.triangular import unit_lower_inverse
+from archcompass.kernels.eager import plain_call
 
 SEGMENT = 512
 # Where more than one head in this many decays strongly, the exact form serves them all.
@@ -122,12 +123,22 @@ def _through_segments(
     scale: float,
     chunk: int,
 ) -> tuple[Tensor, Tensor]:
-    """The outputs, [batch, time, heads, V], and the last state. The third of the inputs are the values."""
+    """The outputs, [batch, time, heads, V], and the last state. The third of the inputs are the values.
+
+    Where no graph is recorded each segment's outputs go to their place at once: pieces and whole never lie side by side.
+    """
+    like, done = inputs[2], 0
     outputs: list[Tensor] = []
+    whole = like.new_empty(like.shape) if plain_call(state, *inputs) else None
     for segment in _segments(inputs, chunk):
         out, state = carry(terms(*segment, scale=scale, precise=state.dtype), state)
-        outputs.extend(out)
-    return _join(outputs, inputs[2]), state
+        if whole is None:
+            outputs.extend(out)
+            continue
+        place = whole[:, done : done + len(out) * chunk]
+        place.copy_(torch.cat(out, dim=1)[:, : place.shape[1]])
+        done += len(out) * chunk
+    return _join(outputs, like) if whole is None else whole, state
 
 
 def _segments(inputs: Sequence[Tensor], chunk: int) -> list[list[Tensor]]:

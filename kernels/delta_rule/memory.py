@@ -39,13 +39,13 @@ def delta_rule_held(
     if decay == "vector":
         peak = outputs + 4 * 3 * batch * state + piece * (4 * 9.5 * all_keys + squares * (4 + 2 * element_bytes))
         saved = rows * (element_bytes * (2 * values + 2 * all_keys + 3 * squares) + 4 * (31.5 * all_keys + squares))
-        return Held(max(peak, 2 * outputs), saved + 1.5 * 4 * chunks * state)
+        return Held(peak, saved + 1.5 * 4 * chunks * state)
     shared, faded = key_heads * chunk, 1 if decay == "scalar" else 0
     precise_keys, rounded_squares = (keys, squares) if element_bytes < 4 else (0, 0)
     terms = element_bytes * (2 * keys - values) + 4 * (precise_keys + shared + 3 * squares)
     through = element_bytes * (3 * keys + faded * values + shared + squares) * piece
     through += element_bytes * 5 * chunk * batch * values
-    peak = outputs + max(piece * terms, through + 4 * 4 * batch * state, outputs)
+    peak = outputs + max(piece * terms, through + 4 * 4 * batch * state)
     narrow = 3 * keys + shared + rounded_squares + (3 + faded) * values
     saved = rows * (element_bytes * narrow + 4 * (precise_keys + shared + squares))
     saved += chunks * state * (4 * faded + element_bytes)
