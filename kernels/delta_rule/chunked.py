@@ -138,6 +138,7 @@ def _through_segments(
         place = whole[:, done : done + len(out) * chunk]
         place.copy_(torch.cat(out, dim=1)[:, : place.shape[1]])
         done += len(out) * chunk
+        del out  # not beside the next segment's terms
     return _join(outputs, like) if whole is None else whole, state
 
 

@@ -43,7 +43,7 @@ def delta_rule_held(
     shared, faded = key_heads * chunk, 1 if decay == "scalar" else 0
     precise_keys, rounded_squares = (keys, squares) if element_bytes < 4 else (0, 0)
     terms = element_bytes * (2 * keys - values) + 4 * (precise_keys + shared + 3 * squares)
-    through = element_bytes * (3 * keys + faded * values + shared + squares) * piece
+    through = element_bytes * (3 * keys + (1 + faded) * values + shared + squares) * piece
     through += element_bytes * 5 * chunk * batch * values
     peak = outputs + max(piece * terms, through + 4 * 4 * batch * state)
     narrow = 3 * keys + shared + rounded_squares + (3 + faded) * values
