@@ -10,6 +10,7 @@ product reads or writes them all. What is made for one chunk stays in a core's c
 Shapes inside: N chunks, J = batch · key heads, G heads in a group, C tokens.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -90,22 +91,22 @@ def _scores(rows: Tensor, chunk: int, precise: torch.dtype) -> tuple[Tensor, Ten
     return among.to(precise).add_(rest.view_as(among)), to_queries.triu()
 
 
-def centred_pass(terms: CentredTerms, state: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Carries the state S' [batch, heads, K, V] through the chunks: each one's outputs, [batch, C, heads, V], and the last.
+def centred_pass(terms: CentredTerms, state: Tensor, give: Callable[[Tensor], None]) -> Tensor:
+    """Carries the state S' [batch, heads, K, V] through the chunks to the last, giving away the outputs of each in turn,
+    [batch, C, key heads, G, V].
 
     Where no graph is recorded the state is overwritten.
     """
     batch, group = state.shape[0], terms.values.shape[2]
     recorded = not plain_call(state, *terms)
     now = _side_by_side(torch.unflatten(state, 1, (-1, group)).flatten(0, 1))
-    outputs = []
     for n, coming_out in enumerate(terms.coming_out):
         out, added = _one_chunk(terms, n, now)
         now = now + added if recorded else now.add_(added)
         now = now if terms.passing is None else now.mul_(terms.passing[n])
         out = torch.unflatten(out, -1, (group, -1)) * coming_out
-        outputs.append(torch.unflatten(out, 0, (batch, -1)).transpose(1, 2).flatten(2, 3))
-    return outputs, _by_head(now, group).reshape(state.shape)
+        give(torch.unflatten(out, 0, (batch, -1)).transpose(1, 2))
+    return _by_head(now, group).reshape(state.shape)
 
 
 def _one_chunk(terms: CentredTerms, n: int, state: Tensor) -> tuple[Tensor, Tensor]:

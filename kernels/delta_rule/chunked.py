@@ -116,7 +116,7 @@ def dplr_chunked(
 
 def _through_segments(
     terms: Callable[..., Terms],
-    carry: Callable[[Terms, Tensor], tuple[list[Tensor], Tensor]],
+    carry: Callable[[Terms, Tensor, Callable[[Tensor], None]], Tensor],
     inputs: Sequence[Tensor],
     state: Tensor,
     *,
@@ -125,21 +125,28 @@ def _through_segments(
 ) -> tuple[Tensor, Tensor]:
     """The outputs, [batch, time, heads, V], and the last state. The third of the inputs are the values.
 
-    Where no graph is recorded each segment's outputs go to their place at once: pieces and whole never lie side by side.
+    Where no graph is recorded each chunk's outputs go to their place at once: pieces and whole never lie side by side.
     """
-    like, done = inputs[2], 0
-    outputs: list[Tensor] = []
+    like = inputs[2]
+    pieces: list[Tensor] = []
     whole = like.new_empty(like.shape) if plain_call(state, *inputs) else None
+    give = pieces.append if whole is None else _written_to(whole)
     for segment in _segments(inputs, chunk):
-        out, state = carry(terms(*segment, scale=scale, precise=state.dtype), state)
-        if whole is None:
-            outputs.extend(out)
-            continue
-        place = whole[:, done : done + len(out) * chunk]
-        place.copy_(torch.cat(out, dim=1)[:, : place.shape[1]])
-        done += len(out) * chunk
-        del out  # not beside the next segment's terms
-    return _join(outputs, like) if whole is None else whole, state
+        state = carry(terms(*segment, scale=scale, precise=state.dtype), state, give)
+    return _join(pieces, like) if whole is None else whole, state
+
+
+def _written_to(whole: Tensor) -> Callable[[Tensor], None]:
+    """Writes pieces [batch, C, heads or key heads and group, V] one after the other; what is padded at the end has no place."""
+    done = 0
+
+    def write(piece: Tensor) -> None:
+        nonlocal done
+        place = whole[:, done : done + piece.shape[1]]
+        torch.unflatten(place, 2, piece.shape[2:-1]).copy_(piece[:, : place.shape[1]])
+        done += place.shape[1]
+
+    return write
 
 
 def _segments(inputs: Sequence[Tensor], chunk: int) -> list[list[Tensor]]:
@@ -158,7 +165,7 @@ def _to_chunks(x: Tensor, chunk: int) -> Tensor:
 def _join(outputs: list[Tensor], like: Tensor) -> Tensor:
     if not outputs:
         return like.new_empty(like.shape)
-    return torch.cat(outputs, dim=1)[:, : like.shape[1]].to(like.dtype)
+    return torch.cat(outputs, dim=1)[:, : like.shape[1]].reshape(like.shape).to(like.dtype)
 
 
 def _working(dtype: torch.dtype) -> torch.dtype:
@@ -278,20 +285,19 @@ def dplr_terms(
     )
 
 
-def state_pass(terms: ChunkTerms, state: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Carries the state through the chunks: each one's outputs, [batch, C, heads, V], and the state after the last."""
+def state_pass(terms: ChunkTerms, state: Tensor, give: Callable[[Tensor], None]) -> Tensor:
+    """Carries the state through the chunks to the last, giving away the outputs of each in turn, [batch, C, heads, V]."""
     shape = state.shape
     state = state.flatten(0, 1)
-    outputs = []
     for n in range(terms.rows.shape[0]):
         predicted, read = (terms.rows[n] @ state.to(terms.rows.dtype)).chunk(2, dim=-2)
         written = terms.inverse[n] @ (terms.target[n] - predicted)
         out = torch.baddbmm(read, terms.mix[n], written)
         out = out if terms.out is None else out + terms.out[n]
-        outputs.append(torch.unflatten(out, 0, shape[:2]).transpose(1, 2))
+        give(torch.unflatten(out, 0, shape[:2]).transpose(1, 2))
         if terms.values is not None:
             written = torch.cat([written, terms.values[n]], dim=-2)
         added = terms.tail[n].mT @ written
         kept = terms.decay
         state = state + added if kept is None else torch.addcmul(added.to(state.dtype), state, kept[n])
-    return outputs, state.view(shape)
+    return state.view(shape)

@@ -6,7 +6,7 @@ from archcompass.kernels.held import Held
 
 # Elements that a thread of the torch form computes at once in inference: a float32 temporary of so many is still in a
 # core's cache for the next pass.
-PIECE_ELEMENTS = 1 << 17
+PIECE_ELEMENTS = 1 << 18
 
 
 def rms_norm_held(
