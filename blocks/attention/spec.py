@@ -13,6 +13,7 @@ from archcompass.blocks.base import Block, Live, Op, Parameters, StateTensor, St
 from archcompass.blocks.rope import Rope
 from archcompass.errors import SpecError
 from archcompass.kernels.attention.cost import attention_cost
+from archcompass.kernels.attention.memory import prompt_bytes
 
 
 class Attention(Block):
@@ -143,19 +144,29 @@ class Attention(Block):
         projected = queries * (2 if self.output_gate else 1) + 2 * keys
         turned = queries if self.rope or self.qk_norm != "none" else 0
         gated = 2 * queries if self.output_gate else 0
-        peak = projected + turned + queries + max(width, gated)
+        peak = projected + turned + queries
         saved = projected + queries + (turned and turned + keys) + gated
+        then = float(step.tokens * max(width, gated) * step.element_bytes)
         normed = 8 * (queries + keys) if self.qk_norm != "none" else 0
-        # A single step on a processor reads keys and values in float32, unless several query heads share them.
-        alone = self.num_attention_heads == self.num_key_value_heads
-        stepped = alone and step.new_tokens == 1 and not step.fused and step.element_bytes < 4
-        wide = 8.0 * step.batch * self._visible(step.context) * keys if stepped else 0.0
         return Live(
-            peak_bytes=step.tokens * peak * step.element_bytes + wide,
+            peak_bytes=step.tokens * peak * step.element_bytes + max(then, self._in_float32(step)),
             saved_bytes=float(step.tokens * (saved * step.element_bytes + normed) * step.training),
             # Gradients of the result, the queries, the keys and the values.
             backward_bytes=2.0 * step.tokens * (queries + keys) * step.element_bytes * step.training,
         )
+
+    def _in_float32(self, step: Step) -> float:
+        """Bytes that a processor's attention makes for itself: a step's keys and values, unless several query heads share
+        them, and what a prompt takes that sees all of itself."""
+        group = self.num_attention_heads // self.num_key_value_heads
+        if step.fused or step.training:
+            return 0.0
+        if step.new_tokens == 1:
+            alone = group == 1 and step.element_bytes < 4
+            return alone * 8.0 * step.batch * self._visible(step.context) * self.key_width
+        if step.past_tokens or self.sinks or self.logit_soft_cap or self._visible(step.context) < step.context:
+            return 0.0
+        return prompt_bytes(tokens=step.new_tokens, group=group, key_dim=self.head_dim, value_dim=self.head_dim)
 
     def _visible(self, context: int) -> int:
         """Keys kept once `context` tokens were seen."""

@@ -19,6 +19,7 @@ from archcompass.blocks.base import Block, Live, Op, Parameters, StateTensor, St
 from archcompass.blocks.rope import Rope, yarn_scale
 from archcompass.errors import SpecError
 from archcompass.kernels.attention.cost import attention_cost, sparse_attention_cost
+from archcompass.kernels.attention.memory import prompt_bytes
 
 
 class Indexer(BaseModel):
@@ -249,8 +250,9 @@ class MLA(Block):
                 saved_bytes=float(peak * 2 * step.training),
                 backward_bytes=float(flowing * step.training),
             )
+        wide = self._in_float32(step)
         # On a processor the fused kernel wants keys and values of one width, and gets copies.
-        copied = 0 if step.fused or self.qk_head_dim == self.v_head_dim else 1
+        copied = 0 if step.fused or self.qk_head_dim == self.v_head_dim or wide else 1
         expanded = step.batch * keys * (heads * self.qk_nope_head_dim + values + queries * (1 + 2 * copied))
         out = queries if copied else values
         peak = step.tokens * (latents + queries * (1 + copied) + out) + expanded
@@ -259,10 +261,16 @@ class MLA(Block):
         # Gradients of queries, keys, values and the result, which has made room for its own.
         flowing = 4 * queries - values if copied else 2 * queries + 2 * values
         return Live(
-            peak_bytes=float(peak * step.element_bytes),
+            peak_bytes=float(peak * step.element_bytes) + wide,
             saved_bytes=float(step.tokens * (kept * step.element_bytes + normed) * step.training),
             backward_bytes=float(step.tokens * flowing * step.element_bytes * step.training),
         )
+
+    def _in_float32(self, step: Step) -> float:
+        """Bytes that a processor's attention makes for itself of a prompt that sees all of itself."""
+        if step.fused or step.training or step.past_tokens or self.selects(step.new_tokens):
+            return 0.0
+        return prompt_bytes(tokens=step.new_tokens, group=1, key_dim=self.qk_head_dim, value_dim=self.v_head_dim)
 
     @classmethod
     def tiny(cls) -> list[Self]:

@@ -10,12 +10,10 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from archcompass.kernels.attention.memory import LONGEST, SHORTEST, queries_at_once
 from archcompass.kernels.eager import plain_call
 from archcompass.kernels.linear import linear, products
 
-ROWS = 512  # queries times the heads of a group: few enough that little is computed above the diagonal
-SCORES = 1 << 23  # elements at once: long prompts take fewer rows
-SHORTEST, LONGEST = 384, 1 << 15  # tokens of a prompt served here; a shorter one is not worth the calls
 MOST_THREADS = 8  # these products share their rows among threads, the fused kernel its heads, of which there are more
 
 _HAS_ONEDNN, _HAS_TILES = torch.backends.mkldnn.is_available(), torch.cpu._is_amx_tile_supported()
@@ -39,7 +37,7 @@ def prompt_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """
     batch, time, kv_heads, _ = k.shape
     group = q.shape[2] // kv_heads
-    rows = max(1, min(ROWS, SCORES // time) // group)
+    rows = queries_at_once(time, group)
     hidden = torch.full((rows, rows), float("-inf")).triu_(1).unsqueeze(1)
     out = q.new_empty(*q.shape[:3], v.shape[-1])
     for n, head in product(range(batch), range(kv_heads)):

@@ -22,9 +22,12 @@ class StorageWatch(TorchDispatchMode):
     """Follows every storage created while it is active.
 
     Attributes:
+        looks_on: calls take the way they take without it (`archcompass.kernels.eager`).
         now_bytes: alive now, of those created under it.
         peak_bytes: the most that was alive at once.
     """
+
+    looks_on = True
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
