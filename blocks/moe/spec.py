@@ -15,6 +15,7 @@ from archcompass.blocks.base import Block, Live, Op, Parameters, Step, Traits, g
 from archcompass.blocks.gated_mlp.spec import GatedMLP
 from archcompass.errors import SpecError
 from archcompass.kernels.moe import expected_distinct_experts
+from archcompass.kernels.moe.memory import one_by_one
 
 
 class MoE(Block):
@@ -179,7 +180,10 @@ class MoE(Block):
 
     def live(self, width: int, step: Step) -> Live:
         chosen, inner = step.tokens * self.num_experts_per_tok, self.expert_width(width)
-        hidden = chosen * (self.inward + self.moe_intermediate_size + 2 * inner) * step.element_bytes
+        rows = chosen * (self.inward + self.moe_intermediate_size + inner)
+        if not (step.fused or step.training) and one_by_one(chosen, inner, step.element_bytes):
+            rows //= self.num_experts  # those of one expert, as many as the others have
+        hidden = (rows + chosen * inner) * step.element_bytes
         routing = step.tokens * 4 * self.num_experts + chosen * 32
         shared = self.shared.live(width, step) if self.shared else Live()
         latent = step.tokens * inner * step.element_bytes if self.latent_size else 0
