@@ -1,13 +1,13 @@
 """The delta rule and the selective scan on this CPU, against what they are made of and what they replace.
 
-    python benchmarks/cpu_delta_scan.py [--rounds 7] [--threads 1 2] [--output benchmarks/results/cpu_delta_scan.json]
+    python benchmarks/cpu_delta_scan.py [--rounds 15] [--threads 1 2] [--output benchmarks/results/cpu_delta_scan.json]
 
 For a Gated DeltaNet layer and a Mamba-1 layer (width 768, 2048 tokens) it times the layer, its floor (projections and
 convolution alone), the operation inside, and the same operation as a loop over tokens; a single step against the
 matrix-vector products it cannot do without; and, with one thread, both operations through torch.compile. Candidates take
-turns, round by round, so that a busy machine slows all of them alike; medians of wall time and of processor time are kept,
-and the least processor time. With one thread the ratios are of processor time, which other programs disturb less; on a
-busy machine believe those of the least.
+turns, round by round, so that a busy machine slows all of them alike, and the heap keeps what is freed, so that no pages are
+mapped anew during one of them. Medians of wall time and of processor time are kept, and the least processor time. With one
+thread the ratios are of processor time, which other programs disturb less; on a busy machine believe those of the least.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from archcompass.kernels.conv import causal_conv
 from archcompass.kernels.delta_rule import delta_rule, delta_rule_step
 from archcompass.kernels.selective_scan import selective_scan, selective_scan_step
 from archcompass.profiles.cpu import this_cpu
+from archcompass.profiles.measure import heap
 
 WIDTH, TOKENS, STEPS = 768, 2048, 100
 DELTA = GatedDeltaNet(num_key_heads=6, num_value_heads=12, key_head_dim=128, value_head_dim=128)
@@ -174,7 +175,7 @@ def ratios(taken: dict[str, dict[str, float]], clock: str) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "cpu_delta_scan.json")
     options = parser.parse_args()
@@ -187,7 +188,7 @@ def main() -> None:
         for dtype in (torch.float32, torch.bfloat16):
             for case, make in (makers | (compiled if threads == 1 else {})).items():
                 torch.manual_seed(0)
-                with torch.no_grad():
+                with torch.no_grad(), heap.held():
                     taken = measured(make(dtype), options.rounds)
                 row = {"case": case, "dtype": str(dtype)[6:], "threads": threads, "ratios_of": clock}
                 row |= {"ratios": ratios(taken, clock), "ratios_of_least": ratios(taken, "least_processor_ms")}

@@ -1,11 +1,11 @@
 """A Mamba-2 layer on this CPU, against what it is made of and what it replaces.
 
-    python benchmarks/cpu_layers.py [--rounds 9] [--threads 1 2] [--output benchmarks/results/cpu_layers.json]
+    python benchmarks/cpu_layers.py [--rounds 15] [--threads 1 2] [--output benchmarks/results/cpu_layers.json]
 
 Times the layer (width 768, 24 heads of 64, 128 rows of state, 2048 tokens), its floor (projections and convolution
 alone), its linear attention alone, as a loop over tokens, and compiled by torch; then a single step of the layer against
 the matrix-vector products it cannot do without. Candidates take turns, round by round, so that a busy machine slows all
-of them alike. Medians of wall time and of processor time are kept; with one thread the ratios are of processor time,
+of them alike, and the heap keeps what is freed. Medians of wall time and of processor time are kept; with one thread the ratios are of processor time,
 which other programs disturb least.
 """
 
@@ -30,6 +30,7 @@ from archcompass.blocks.runtime import initialise
 from archcompass.kernels.conv import causal_conv
 from archcompass.kernels.linear_attention import linear_attention
 from archcompass.profiles.cpu import this_cpu
+from archcompass.profiles.measure import heap
 
 WIDTH, TOKENS, STEPS = 768, 2048, 100
 LAYER = Mamba2(num_heads=24, head_dim=64, state_size=128)
@@ -129,7 +130,7 @@ def ratios(taken: dict[str, dict[str, float]], clock: str) -> dict[str, float]:
 def main() -> None:
     """Runs every case and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "cpu_layers.json")
     options = parser.parse_args()
@@ -144,7 +145,7 @@ def main() -> None:
             }
             for case, make in cases.items():
                 torch.manual_seed(0)
-                with torch.no_grad():
+                with torch.no_grad(), heap.held():
                     taken = measured(make(), options.rounds)
                 row = {"case": case, "dtype": str(dtype)[6:], "threads": threads, "ratio_of": clock}
                 rows.append(row | ratios(taken, clock) | {"median": taken})
