@@ -176,7 +176,7 @@ def ratios(taken: dict[str, dict[str, float]], clock: str) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--threads", type=int, nargs="+", default=[2, 1])
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "cpu_delta_scan.json")
     options = parser.parse_args()
     makers = {"gated delta net": delta_candidates, "mamba": scan_candidates, "hundred steps": step_candidates}

@@ -131,7 +131,7 @@ def main() -> None:
     """Runs every case and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--threads", type=int, nargs="+", default=[2, 1])
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "cpu_layers.json")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
