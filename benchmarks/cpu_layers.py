@@ -3,10 +3,10 @@
     python benchmarks/cpu_layers.py [--rounds 15] [--threads 1 2] [--output benchmarks/results/cpu_layers.json]
 
 Times the layer (width 768, 24 heads of 64, 128 rows of state, 2048 tokens), its floor (projections and convolution
-alone), its linear attention alone, as a loop over tokens, and compiled by torch; then a single step of the layer against
-the matrix-vector products it cannot do without. Candidates take turns, round by round, so that a busy machine slows all
-of them alike, and the heap keeps what is freed. Medians of wall time and of processor time are kept; with one thread the ratios are of processor time,
-which other programs disturb least.
+alone), its linear attention alone, as a loop over tokens, and compiled by torch; then a single step of the layer
+against the matrix-vector products it cannot do without. Candidates take turns, round by round, so that a busy machine
+slows all of them alike, and the heap keeps what is freed. Medians of wall time and of processor time are kept; with one
+thread the ratios are of processor time, which other programs disturb least.
 """
 
 from __future__ import annotations

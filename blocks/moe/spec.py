@@ -180,9 +180,9 @@ class MoE(Block):
 
     def live(self, width: int, step: Step) -> Live:
         chosen, inner = step.tokens * self.num_experts_per_tok, self.expert_width(width)
-        rows = chosen * (self.inward + self.moe_intermediate_size + inner)
+        rows = chosen * (self.inward + self.moe_intermediate_size)
         if not (step.fused or step.training) and one_by_one(chosen, inner, step.element_bytes):
-            rows //= self.num_experts  # those of one expert, as many as the others have
+            rows = (rows + chosen * inner) // self.num_experts  # those of one expert, as many as the others have
         hidden = (rows + chosen * inner) * step.element_bytes
         routing = step.tokens * 4 * self.num_experts + chosen * 32
         shared = self.shared.live(width, step) if self.shared else Live()
