@@ -57,6 +57,7 @@ def moe_grouped_mm(x: Tensor, weights: Tensor, chosen: Tensor, experts: Experts)
     rows = x.index_select(0, order // chosen.shape[1])
     rows = rows * scale if experts.scale_input else rows
     inner = GROUPED_MM(rows, gate_up.transpose(1, 2), offs=ends)
+    del rows  # not beside the outputs, which are as large
     inner = experts.activation(inner if gate_up_bias is None else inner + gate_up_bias[expert])
     out = GROUPED_MM(inner, down.transpose(1, 2), offs=ends)
     out = out if down_bias is None else out + down_bias[expert]
