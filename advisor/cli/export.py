@@ -5,17 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from archcompass.advisor.cli.app import app
-from archcompass.advisor.cli.flags import AsJson, Model
+from archcompass.advisor.cli.flags import AsJson, Model, option, whole
 from archcompass.advisor.cli.output import console, print_json
-
-
-def _flag(name: str, help: str) -> Any:
-    return typer.Option(name, help=help, show_default=False)
 
 
 @app.command()
@@ -23,18 +19,18 @@ def export(
     model: Model,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write; made if need be.")],
     to: Annotated[str, typer.Option("--to", help="hf, yaml, vllm or torchrun.")] = "hf",
-    weights: Annotated[str | None, _flag("--weights", "random, or a checkpoint of `train`; else none.")] = None,
+    weights: Annotated[str | None, option("--weights", "random, or a checkpoint of `train`; else none.")] = None,
     dtype: Annotated[
-        str | None, _flag("--dtype", "Of the weights: fp32 or bf16 \\[bf16; a checkpoint's fp32].")
+        str | None, option("--dtype", "Of the weights: fp32 or bf16 \\[bf16; a checkpoint's fp32].")
     ] = None,
-    model_type: Annotated[str | None, _flag("--model-type", "HF model type to write.")] = None,
-    context: Annotated[str | None, _flag("--context", "vllm: tokens of one sequence at most: 32k.")] = None,
-    concurrency: Annotated[str | None, _flag("--concurrency", "vllm: sequences at once at most.")] = None,
-    gpu: Annotated[str | None, _flag("--gpu", "vllm, torchrun: the cards: '4x h100-sxm'.")] = None,
+    model_type: Annotated[str | None, option("--model-type", "HF model type to write.")] = None,
+    context: Annotated[str | None, option("--context", "vllm: tokens of one sequence at most: 32k.")] = None,
+    concurrency: Annotated[str | None, option("--concurrency", "vllm: sequences at once at most.")] = None,
+    gpu: Annotated[str | None, option("--gpu", "vllm, torchrun: the cards: '4x h100-sxm'.")] = None,
     data: Annotated[str, typer.Option("--data", help="torchrun: the text, as seen from DIR.")] = "corpus.txt",
     steps: Annotated[int, typer.Option("--steps", help="torchrun: optimizer steps.")] = 1000,
-    batch: Annotated[int | None, _flag("--batch", "torchrun: sequences per step, over all cards [8].")] = None,
-    sequence: Annotated[int | None, _flag("--sequence", "torchrun: tokens per sequence [256].")] = None,
+    batch: Annotated[int | None, option("--batch", "torchrun: sequences per step, over all cards [8].")] = None,
+    sequence: Annotated[int | None, option("--sequence", "torchrun: tokens per sequence [256].")] = None,
     as_json: AsJson = False,
 ) -> None:
     """A design for other tools: an HF folder, YAML with its schema, or a launch recipe.
@@ -48,7 +44,6 @@ def export(
 
         archcompass export jamba-v0.1 serve/ --to vllm --context 64k --gpu "2x h100-sxm"
     """
-    from archcompass.advisor.cli.profile import whole
     from archcompass.advisor.export import export as run
     from archcompass.blocks.model.files import load
     from archcompass.errors import InputError

@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 import inspect
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from archcompass.advisor import units
 from archcompass.advisor.workload import Workload
+from archcompass.errors import InputError
 
 if TYPE_CHECKING:
     from archcompass.advisor.sample import Sample
@@ -51,42 +53,47 @@ WorkloadFile = Annotated[
 ]
 
 
-def with_workload_flags(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds one flag for each workload key. The command receives `flags`, those that were given, as a dictionary."""
-    own = [
-        parameter
-        for parameter in inspect.signature(command, eval_str=True).parameters.values()
-        if parameter.name != "flags"
+def option(name: str, help: str, **how: Any) -> Any:
+    """A flag without a default that its help should show."""
+    return typer.Option(name, help=help, show_default=False, **how)
+
+
+def flag(name: str, help: str, kind: type = str, spelled: str = "", **how: Any) -> inspect.Parameter:
+    """The flag of a keyword, for `with_flags`: its name with dashes unless `spelled` otherwise; None where it is not given."""
+    dashed = f"--{name.replace('_', '-')}"
+    usual = f"{dashed}/--no-{dashed[2:]}" if kind is bool else dashed
+    how = how if kind is bool else {"metavar": "VALUE"} | how
+    asked: Any = Annotated[kind | None, option(spelled or usual, help, **how)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=asked)
+
+
+def with_flags(made: Sequence[inspect.Parameter]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Gives a command the flags `made`, where its parameter `flags` stands: those that were given, as a dictionary."""
+
+    def decorated(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def wrapper(**everything: Any) -> Any:
+            given = {each.name: everything.pop(each.name) for each in made}
+            return command(**everything, flags={name: value for name, value in given.items() if value is not None})
+
+        own = inspect.signature(command, eval_str=True).parameters
+        parameters = [each for name in own for each in (made if name == "flags" else [own[name]])]
+        parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in parameters]
+        wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        wrapper.__annotations__ = {each.name: each.annotation for each in parameters}
+        del wrapper.__wrapped__
+        return wrapper
+
+    return decorated
+
+
+with_workload_flags = with_flags(
+    [
+        flag(name, str(field.description), bool if field.annotation is bool else str, rich_help_panel="Workload")
+        for name, field in Workload.model_fields.items()
     ]
-    made = [_flag(name, field) for name, field in Workload.model_fields.items()]
-
-    @functools.wraps(command)
-    def wrapper(**everything: Any) -> Any:
-        given = {name: everything.pop(name) for name in Workload.model_fields}
-        flags = {name: value for name, value in given.items() if value is not None}
-        return command(**everything, flags=flags)
-
-    parameters = [
-        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in [*own, *made] if parameter is not None
-    ]
-    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    del wrapper.__wrapped__
-    return wrapper
-
-
-def _flag(name: str, field: Any) -> inspect.Parameter:
-    dashed = name.replace("_", "-")
-    is_switch = field.annotation is bool
-    option: Any = typer.Option(
-        f"--{dashed}/--no-{dashed}" if is_switch else f"--{dashed}",
-        help=field.description,
-        metavar=None if is_switch else "VALUE",
-        show_default=False,
-        rich_help_panel="Workload",
-    )
-    kind: Any = bool | None if is_switch else str | None
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])
+)
+"""Adds one flag for each workload key."""
 
 
 def read_sample(path: Path | None, bytes_per_token: float, tokenizer: Path | None) -> Sample | None:
@@ -100,6 +107,20 @@ def read_sample(path: Path | None, bytes_per_token: float, tokenizer: Path | Non
     from archcompass.advisor.sample import measure
 
     return measure(path, bytes_per_token=bytes_per_token, tokenizer=tokenizer)
+
+
+def whole(name: str, text: str | None) -> int | None:
+    """A whole number as people write tokens.
+
+    Raises:
+        InputError: it is none; names the flag.
+    """
+    if text is None:
+        return None
+    try:
+        return units.tokens(text)
+    except InputError as error:
+        raise InputError(f"--{name} {error}") from error
 
 
 def spoken(path: Path | None, flags: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from archcompass.advisor.cli.app import app
-from archcompass.advisor.cli.flags import AsJson, Model
+from archcompass.advisor.cli.flags import AsJson, Model, option
 from archcompass.advisor.cli.output import print_json, progress
 from archcompass.errors import StoppedError
 
@@ -21,29 +21,25 @@ if TYPE_CHECKING:
     from archcompass.profiles.training.plan import Plan, TrainingReport
 
 
-def _flag(name: str, help: str) -> Any:
-    return typer.Option(name, help=help, show_default=False)
-
-
 @app.command()
 def train(
     model: Model,
     data: Annotated[Path, typer.Option("--data", help="Text; of .jsonl the texts under 'text'.", show_default=False)],
     steps: Annotated[int, typer.Option("--steps", help="Optimizer steps in all.")] = 100,
     scale: Annotated[
-        str | None, _flag("--scale", "Train the same design at so many parameters: 300k, 1M. Each layer kind stays.")
+        str | None, option("--scale", "Train the same design at so many parameters: 300k, 1M. Each layer kind stays.")
     ] = None,
-    layers: Annotated[str | None, _flag("--layers", "Another pattern of the same blocks: '2*(mamba mlp)'.")] = None,
-    batch: Annotated[int | None, _flag("--batch", "Sequences per step [8].")] = None,
-    sequence: Annotated[int | None, _flag("--sequence", "Tokens per sequence [256].")] = None,
-    learning_rate: Annotated[float | None, _flag("--learning-rate", "The highest, after warm-up [0.001].")] = None,
-    warmup: Annotated[int | None, _flag("--warmup", "Steps of warm-up \\[a tenth].")] = None,
-    seed: Annotated[int | None, _flag("--seed", "Of weights and order of the data [0].")] = None,
+    layers: Annotated[str | None, option("--layers", "Another pattern of the same blocks: '2*(mamba mlp)'.")] = None,
+    batch: Annotated[int | None, option("--batch", "Sequences per step [8].")] = None,
+    sequence: Annotated[int | None, option("--sequence", "Tokens per sequence [256].")] = None,
+    learning_rate: Annotated[float | None, option("--learning-rate", "The highest, after warm-up [0.001].")] = None,
+    warmup: Annotated[int | None, option("--warmup", "Steps of warm-up \\[a tenth].")] = None,
+    seed: Annotated[int | None, option("--seed", "Of weights and order of the data [0].")] = None,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
-    precision: Annotated[str | None, _flag("--precision", "fp32 or bf16 \\[fp32 on cpu, bf16 on cuda].")] = None,
-    tokenizer: Annotated[Path | None, _flag("--tokenizer", "A tokenizer.json; else a token is a byte.")] = None,
+    precision: Annotated[str | None, option("--precision", "fp32 or bf16 \\[fp32 on cpu, bf16 on cuda].")] = None,
+    tokenizer: Annotated[Path | None, option("--tokenizer", "A tokenizer.json; else a token is a byte.")] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder for checkpoints.", show_default=False)] = None,
-    keep_every: Annotated[int | None, _flag("--keep-every", "Steps between checkpoints \\[a tenth].")] = None,
+    keep_every: Annotated[int | None, option("--keep-every", "Steps between checkpoints \\[a tenth].")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the folder's last checkpoint.")] = False,
     as_json: AsJson = False,
 ) -> None:
