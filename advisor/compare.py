@@ -19,11 +19,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from archcompass.advisor.reading import Reading
 from archcompass.advisor.recommend import recommend
+from archcompass.advisor.sizing.shapes import FAMILIES, Family
 from archcompass.advisor.units import say_bytes, say_ms, say_tokens
 from archcompass.advisor.workload import Workload
 from archcompass.blocks.model.spec import ModelSpec
 from archcompass.profiles.hardware import Hardware
-from archcompass.profiles.ledger import Memory, memory
 from archcompass.profiles.predict import Call, Prediction, predict
 from archcompass.profiles.request import Request
 from archcompass.profiles.tables import efficiency_of
@@ -41,8 +41,6 @@ BATCHES_HERE = tuple(2**power for power in range(5))
 
 PARAMETERS_HERE, VOCABULARY_HERE, OUTPUT_HERE = 20_000_000, 4096, 16
 """What is built here: small enough for a minute, large enough that products and attention decide the time."""
-
-FAMILIES = ("transformer", "moe", "ssm", "hybrid")
 
 METRICS = {
     "memory_bytes": "memory",
@@ -123,7 +121,7 @@ class Comparison(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class _Contestant:
-    family: str
+    family: Family
     precision: str
     spec: ModelSpec
     runs: Mapping[str, Any] = field(default_factory=dict, hash=False)
@@ -248,22 +246,23 @@ def _asked(one: _Contestant, workload: Workload, sweep: Sweep, value: int) -> Re
 
 def _point(one: _Contestant, workload: Workload, sweep: Sweep, value: int, hardware: Hardware, overhead: bool) -> Point:
     asked = _asked(one, workload, sweep, value)
-    found, ledger = predict(one.spec, asked, hardware), memory(one.spec, asked, hardware)
+    found = predict(one.spec, asked, hardware)
     return Point(
         context=asked.prompt,
         batch=asked.batch,
         family=one.family,
-        memory_bytes=ledger.total_bytes - (0 if overhead else ledger.overhead_bytes),
+        memory_bytes=found.memory.total_bytes - (0 if overhead else found.memory.overhead_bytes),
         fits=found.fits,
         prefill_ms=found.prefill_ms,
         decode_ms_per_token=found.decode_ms_per_token,
         source=found.source,
-        parts=_parts(found, ledger),
+        parts=_parts(found),
     )
 
 
-def _parts(found: Prediction, ledger: Memory) -> dict[str, dict[str, float]]:
+def _parts(found: Prediction) -> dict[str, dict[str, float]]:
     """What each metric is made of."""
+    ledger = found.memory
     held = {"weights": ledger.weights_bytes, "caches and states": ledger.state_bytes}
     held["activations"] = ledger.activation_bytes
     return {"memory_bytes": held, "prefill_ms": _timed(found.prefill), "decode_ms_per_token": _timed(found.decode)}

@@ -8,19 +8,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from archcompass.advisor.compare import compare
+from archcompass.advisor.compare import CONTEXTS, compare
 from archcompass.advisor.reading import Reading
 from archcompass.advisor.recommend import Recommendation
 from archcompass.advisor.sensitivity import decision_map
 from archcompass.advisor.sizing.ask import Ask
-from archcompass.advisor.workload import Workload
+from archcompass.advisor.workload import Workload, choices
 from archcompass.blocks.model.spec import ModelSpec
 from archcompass.profiles.hardware import Hardware
 from archcompass.profiles.predict import Call, predict
 from archcompass.profiles.request import Request
-
-CONTEXTS = tuple(2**power for power in range(10, 21))
-BREADTHS = ("narrow", "moderate", "broad", "encyclopedic")
 
 
 def gather(workload: Workload, answer: Recommendation) -> dict[str, Any]:
@@ -29,7 +26,7 @@ def gather(workload: Workload, answer: Recommendation) -> dict[str, Any]:
     asked = replace(Ask(Reading.of(workload)).request(pick.precision), **pick.runs)
     return {
         "comparison": compare(workload).model_dump(mode="json"),
-        "map": decision_map(workload, "context", "breadth", columns=CONTEXTS, rows=BREADTHS),
+        "map": decision_map(workload, "context", "breadth", columns=CONTEXTS, rows=choices("breadth")),
         "roofline": roofline(pick.model, asked, hardware),
         "layers": layers(pick.model),
     }

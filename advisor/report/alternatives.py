@@ -7,7 +7,8 @@ from typing import Any
 
 from archcompass.advisor import units
 from archcompass.advisor.report import facts
-from archcompass.advisor.report.figures import FAMILIES, MEMORY_PARTS
+from archcompass.advisor.report.figures import MEMORY_PARTS
+from archcompass.advisor.sizing.shapes import FAMILIES
 
 Data = dict[str, Any]
 

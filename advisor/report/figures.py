@@ -6,10 +6,9 @@ from math import ceil, floor, log10
 from typing import Any
 
 from archcompass.advisor import units
+from archcompass.advisor.sizing.shapes import FAMILIES
 
 Data = dict[str, Any]
-
-FAMILIES = ("transformer", "moe", "ssm", "hybrid")
 
 LETTERS = {"transformer": "T", "moe": "M", "ssm": "S", "hybrid": "H"}
 """What stands in the cells of the map, for eyes and printers that do not part the colours."""

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from archcompass.advisor.compare import FAMILIES, compare, compare_here
+from archcompass.advisor.compare import compare, compare_here
 from archcompass.advisor.report.compare import _per_token, page
+from archcompass.advisor.sizing.shapes import FAMILIES
 from archcompass.advisor.workload import Workload
 from archcompass.profiles.hardware import find
 
