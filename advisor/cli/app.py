@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from archcompass import __version__
-from archcompass.errors import ArchcompassError, DoesNotFitError, InputError, StoppedError
+from archcompass.errors import ArchcompassError, InputError, StoppedError
 
 STOPPED = 130
 """Exit code of what Ctrl-C ended, as shells have it."""
@@ -68,9 +68,6 @@ def run() -> None:
     except InputError as error:
         fail(str(error))
         code = 2
-    except DoesNotFitError as error:
-        fail(str(error))
-        code = 1
     except ArchcompassError as error:
         fail(str(error))
         code = 1
