@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import sqrt
 from typing import Any
 
 from archcompass.advisor.decide import Decision, Veto
@@ -12,7 +11,7 @@ from archcompass.advisor.result import Result
 from archcompass.advisor.sizing.adapters import training_days, training_tokens
 from archcompass.advisor.sizing.ask import Ask
 from archcompass.advisor.sizing.search import Sized
-from archcompass.advisor.sizing.shapes import Family
+from archcompass.advisor.sizing.shapes import Family, dense_equivalent
 from archcompass.advisor.units import say_bytes, say_count
 from archcompass.blocks.base import Block, Step
 from archcompass.blocks.model.spec import ModelSpec, block_names
@@ -100,7 +99,7 @@ def candidate(decision: Decision, family: Family, rank: int, sized: Sized) -> Ca
     """The candidate of one family."""
     ask, parameters = decision.ask, sized.spec.parameters()
     mine = [veto for veto in decision.vetoes if veto.family == family]
-    name = short_name(sized.spec)
+    name, quality = short_name(sized.spec), dense_equivalent(sized.spec)
     return Candidate(
         family=family,
         rank=rank,
@@ -119,9 +118,9 @@ def candidate(decision: Decision, family: Family, rank: int, sized: Sized) -> Ca
         misses={name: round(factor, 3) for name, factor in sized.misses.items() if ask.is_users_own(name)},
         bound=sized.bound,
         quality={
-            "dense_equivalent_parameters": sqrt(parameters.total * parameters.active),
-            "low": sqrt(parameters.total * parameters.active) / 1.6,
-            "high": sqrt(parameters.total * parameters.active) * 1.6,
+            "dense_equivalent_parameters": quality,
+            "low": quality / 1.6,
+            "high": quality * 1.6,
             "knowledge_parameters": parameters.total,
             "source": "sqrt(total · active), good to a factor of 1.6; facts follow the total (arXiv 2410.19034)",
         },
@@ -189,7 +188,7 @@ def why(decision: Decision, family: Family, sized: Sized, vetoes: list[Veto]) ->
     if not sized.fits:
         return [
             *said,
-            f"even {short_name(sized.spec)} needs {say_bytes(sized.memory.per_card_bytes)} of {_card(decision.ask)}",
+            f"even {short_name(sized.spec)} needs {say_bytes(sized.memory.per_card_bytes)} of {decision.ask.memory_said}",
         ]
     stopped = {
         "memory": f"the memory holds no larger one with {decision.ask.margin:.0%} left free and room for half as many "
@@ -229,10 +228,6 @@ def _pace(ask: Ask, sized: Sized) -> str | None:
     if paced is None or step is None or paced < 1.1 * step:
         return None
     return f"each user sees {1e3 / paced:.2g} tokens/s while the others' prompts are read"
-
-
-def _card(ask: Ask) -> str:
-    return say_bytes(ask.hardware.memory_bytes) + (" on each card" if ask.hardware.count > 1 else "")
 
 
 def shape_of(sized: Sized) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from archcompass.advisor.sizing.ask import Ask
 from archcompass.advisor.sizing.search import Sized, fits_at_all, least, size, useful
 from archcompass.advisor.sizing.shapes import FAMILIES, Family, Style, build_spec
 from archcompass.advisor.sizing.styles import styles
-from archcompass.advisor.units import say_bytes
 from archcompass.advisor.workload import Workload
 from archcompass.blocks.model.spec import ModelSpec, block_names
 
@@ -145,9 +144,7 @@ class Decision:
     def _memory_of(self, family: Family) -> list[Veto]:
         if self.fits[family]:
             return []
-        room = say_bytes(self.reading.hardware.memory_bytes)
-        each = " on each card" if self.reading.hardware.count > 1 else ""
-        return [Veto(family=family, name="memory", reason=f"its smallest useful model does not fit {room}{each}")]
+        return [Veto(family=family, name="memory", reason=f"its smallest useful model does not fit {self.ask.memory_said}")]
 
 
 def trusted_family(workload: Workload) -> Family | None:

@@ -9,13 +9,12 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from math import sqrt
 
 from archcompass.advisor.candidates import short_name
 from archcompass.advisor.result import Result
 from archcompass.advisor.sizing.ask import Ask
-from archcompass.advisor.sizing.search import Sized, fits, ledger, size, times, useful
-from archcompass.advisor.sizing.shapes import Family, Shape, Style, build_spec
+from archcompass.advisor.sizing.search import Sized, fits, ledger, size, times, total_parameters, useful
+from archcompass.advisor.sizing.shapes import Family, Shape, Style, build_spec, dense_equivalent
 from archcompass.advisor.sizing.styles import WINDOW, WINDOW_PERIOD
 
 EXPERTS = ((64, 8), (128, 8), (128, 4), (256, 8))
@@ -76,7 +75,7 @@ def _points(ask: Ask, sized: Sized) -> Iterator[Point]:
         return
     top, total = rungs.index(sized.shape), sized.spec.parameters().total
     for share in SHARES:
-        at = min(bisect_left(rungs, share * total, key=lambda shape: _total(sized.style, shape)), top)
+        at = min(bisect_left(rungs, share * total, key=lambda shape: total_parameters(sized.style, shape)), top)
         for precision in dict.fromkeys((sized.precision, ask.precisions[-1])):
             if fits(sized.style, rungs[at], ask, precision):
                 yield _point(ask, sized.style, rungs[at], precision)
@@ -84,22 +83,18 @@ def _points(ask: Ask, sized: Sized) -> Iterator[Point]:
 
 def _point(ask: Ask, style: Style, shape: Shape, precision: str) -> Point:
     spec = build_spec(style, shape)
-    parameters, step = spec.parameters(), times(style, shape, ask, precision).step_ms
+    step = times(style, shape, ask, precision).step_ms
     return Point(
         family=style.family,
         name=short_name(spec),
         precision=precision,
-        quality=sqrt(parameters.total * parameters.active),
+        quality=dense_equivalent(spec),
         memory_bytes=ledger(style, shape, ask, precision).total_bytes,
         per_user=1e3 / step if step else 0.0,
         experts=style.experts or None,
         experts_per_token=style.chosen or None,
         window=style.window,
     )
-
-
-def _total(style: Style, shape: Shape) -> int:
-    return build_spec(style, shape).parameters().total
 
 
 def _beats(other: Point, one: Point) -> bool:

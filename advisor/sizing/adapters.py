@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from archcompass.advisor.sizing.ask import Ask
+from archcompass.advisor.sizing.shapes import dense_equivalent
 from archcompass.blocks.base import Step
 from archcompass.blocks.model.spec import ModelSpec
 from archcompass.profiles.hardware import Hardware
@@ -72,8 +73,7 @@ def training_tokens(spec: ModelSpec, ask: Ask) -> float:
     """Tokens that the training is assumed to read."""
     if ask.reading.workload.mode == "finetuning":
         return FINETUNING_TOKENS
-    parameters = spec.parameters()
-    return TOKENS_PER_PARAMETER * float((parameters.total * parameters.active) ** 0.5)
+    return TOKENS_PER_PARAMETER * dense_equivalent(spec)
 
 
 def training_days(spec: ModelSpec, ask: Ask) -> float:

@@ -7,6 +7,7 @@ from functools import cached_property
 from math import ceil
 
 from archcompass.advisor.reading import Reading
+from archcompass.advisor.units import say_bytes
 from archcompass.profiles.hardware import Hardware
 from archcompass.profiles.request import Parallel, Request
 
@@ -98,6 +99,11 @@ class Ask:
     def slowest(self) -> Ask:
         """The same question with as little on the cards as can be: what limits must allow for, however much memory there is."""
         return replace(self, slow=True) if self.ram_for_experts else self
+
+    @property
+    def memory_said(self) -> str:
+        """The memory there is, in words: "24 GB", "80 GB on each card"."""
+        return say_bytes(self.hardware.memory_bytes) + (" on each card" if self.hardware.count > 1 else "")
 
     @property
     def kind(self) -> str:

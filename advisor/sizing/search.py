@@ -12,13 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import takewhile
-from math import inf, isfinite, sqrt
+from math import inf, isfinite
 
 from archcompass.advisor.reading import THINKING
 from archcompass.advisor.sizing.adapters import adapter_memory, days_allowed, training_days
 from archcompass.advisor.sizing.ask import LEAST_PARAMETERS, LEAST_SIGNAL_PARAMETERS, Ask
 from archcompass.advisor.sizing.placement import first_token, is_worth, layouts, placed
-from archcompass.advisor.sizing.shapes import Shape, Style, build_spec, ladder
+from archcompass.advisor.sizing.shapes import Shape, Style, build_spec, dense_equivalent, ladder
 from archcompass.advisor.sizing.styles import leaner
 from archcompass.blocks.model.spec import ModelSpec
 from archcompass.profiles.hardware import Hardware
@@ -99,7 +99,7 @@ def size(style: Style, ask: Ask, most: float = inf) -> Sized:
     Args:
         most: parameters beyond which it must not grow, were there room, even where that is below what is of use.
     """
-    if most < _parameters(style, useful(style, ask)[0]):
+    if most < total_parameters(style, useful(style, ask)[0]):
         return _below(style, ask, most)
     found = [_size(style, each, useful(style, each), most) for each in layouts(ask)[:1]]
     found += [_size(style, each, rungs, most) for each in layouts(ask)[1:] if (rungs := _worthy(style, each))]
@@ -108,7 +108,7 @@ def size(style: Style, ask: Ask, most: float = inf) -> Sized:
 
 def least(style: Style, ask: Ask) -> int:
     """Parameters of the smallest useful model of a style, in any way that could be taken."""
-    return min(_parameters(plain, useful(plain, ask)[0]) for plain, _ in resorts(style, ask))
+    return min(total_parameters(plain, useful(plain, ask)[0]) for plain, _ in resorts(style, ask))
 
 
 def _below(style: Style, ask: Ask, most: float) -> Sized:
@@ -116,7 +116,7 @@ def _below(style: Style, ask: Ask, most: float) -> Sized:
     for each in layouts(ask):
         for plain, precision in resorts(style, each):
             rungs = ladder(plain)
-            shape = rungs[max(0, bisect_right(rungs, most, key=lambda shape: _parameters(plain, shape)) - 1)]
+            shape = rungs[max(0, bisect_right(rungs, most, key=lambda shape: total_parameters(plain, shape)) - 1)]
             if fits(plain, shape, each, precision):
                 return _finish(plain, shape, each, precision, "stopgap", last_resort=precision == each.last_resort)
     return _smallest(style, ask)
@@ -138,9 +138,12 @@ def _size(style: Style, ask: Ask, rungs: tuple[Shape, ...], ceiling: float) -> S
     if not fits(style, rungs[0], ask, precision):
         return _smallest(style, ask)
     most = min(ask.most_parameters, ceiling)
-    within_need = _last(rungs, lambda shape: _parameters(style, shape) <= most) if isfinite(most) else len(rungs) - 1
+    within_need = (
+        _last(rungs, lambda shape: total_parameters(style, shape) <= most) if isfinite(most) else len(rungs) - 1
+    )
     in_memory = _last(rungs[: within_need + 1], lambda shape: fits(style, shape, ask.grown, precision))
-    decent = _last(rungs[: in_memory + 1], lambda shape: _equivalent(style, shape) <= DECENT_PARAMETERS[ask.kind])
+    enough = DECENT_PARAMETERS[ask.kind]
+    decent = _last(rungs[: in_memory + 1], lambda shape: dense_equivalent(build_spec(style, shape)) <= enough)
     ease = easing(style, rungs[decent], ask, precision)
     in_time = _last(rungs[: in_memory + 1], lambda shape: in_times(style, shape, ask, precision, ease))
     bound = "time" if in_time < in_memory else "memory" if in_memory < within_need else "need"
@@ -172,7 +175,7 @@ def resorts(style: Style, ask: Ask) -> list[tuple[Style, str]]:
 @lru_cache(maxsize=256)
 def _useful(style: Style, least: float) -> tuple[Shape, ...]:
     rungs = ladder(style)
-    return rungs[bisect_left(rungs, least, key=lambda shape: _parameters(style, shape)) :]
+    return rungs[bisect_left(rungs, least, key=lambda shape: total_parameters(style, shape)) :]
 
 
 def useful(style: Style, ask: Ask) -> tuple[Shape, ...]:
@@ -180,6 +183,11 @@ def useful(style: Style, ask: Ask) -> tuple[Shape, ...]:
     if ask.kind == "signal":
         return _useful(style, LEAST_SIGNAL_PARAMETERS)
     return _useful(style, LEAST_PARAMETERS["hybrid with experts" if style.period and style.experts else style.family])
+
+
+def total_parameters(style: Style, shape: Shape) -> int:
+    """Parameters of a rung, idle experts included."""
+    return build_spec(style, shape).parameters().total
 
 
 def fits(style: Style, shape: Shape, ask: Ask, precision: str) -> bool:
@@ -280,15 +288,6 @@ def misses(found: Times, ask: Ask, ease: float = 1.0, *, surely: bool = False) -
 
 def _eased(limit: float | None, asked: bool, ease: float) -> float | None:
     return limit if limit is None or asked else limit * ease
-
-
-def _parameters(style: Style, shape: Shape) -> int:
-    return build_spec(style, shape).parameters().total
-
-
-def _equivalent(style: Style, shape: Shape) -> float:
-    parameters = build_spec(style, shape).parameters()
-    return sqrt(parameters.total * parameters.active)
 
 
 def _last(rungs: tuple[Shape, ...], holds: Callable[[Shape], bool]) -> int:

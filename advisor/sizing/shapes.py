@@ -11,7 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass
 from functools import lru_cache
-from math import ceil, log
+from math import ceil, log, sqrt
 from typing import Literal
 
 from archcompass.blocks.attention.spec import Attention
@@ -132,6 +132,12 @@ def build_spec(style: Style, shape: Shape) -> ModelSpec:
         layers=pattern,
         **(_UNIT_NORMS if style.family == "hybrid" else {}),
     )
+
+
+def dense_equivalent(spec: ModelSpec) -> float:
+    """Parameters of the dense model that a model with experts is about as good as, sqrt(total · active): a proxy."""
+    parameters = spec.parameters()
+    return sqrt(parameters.total * parameters.active)
 
 
 def _attention(style: Style, width: int, window: int | None = None) -> Attention:
