@@ -169,9 +169,9 @@ def profile(
         vram, bandwidth, tflops: override the card's memory, or describe a card by hand when all three are given.
         device: measure on "cpu" or "cuda" here; the prediction for this machine stands beside it.
         batch, prompt, generate, precision, kv_precision, mode, engine: see `Request`.
-        parallel, offload, ram_bytes_per_second: how the model lies on `gpu`; see `Request`. None shares it as is usual
+        parallel, offload, ram_bytes_per_second: how the model lies on the machine; see `Request`. None shares it as is usual
             (`usual_parallel`).
-        optimizer, master_weights, recompute: how `gpu` trains; see `Request`. What is measured trains with their defaults.
+        optimizer, master_weights, recompute: how it trains there; see `Request`. What is measured trains with their defaults.
         seconds: about how long measuring may take.
         progress: told (share done, what is done now).
         called: what the command line would call this model, a path perhaps; None takes its name.
@@ -185,22 +185,18 @@ def profile(
         batch=batch, prompt=prompt, generate=generate, mode=mode, precision=precision,
         kv_precision=kv_precision, engine=engine,
     )  # fmt: skip
-    target = (
-        machine(gpu, vram=vram, bandwidth=bandwidth, tflops=tflops) if _named(gpu, vram, bandwidth, tflops) else None
-    )
+    named = any(flag is not None for flag in (gpu, vram, bandwidth, tflops))
+    target = machine(gpu, vram=vram, bandwidth=bandwidth, tflops=tflops) if named else None
     lies = replace(
         request, parallel=parallel or usual_parallel(mode, engine), offload=offload,
         ram_bytes_per_second=ram_bytes_per_second, optimizer=optimizer, master_weights=master_weights, recompute=recompute,
     )  # fmt: skip
-    entries = [_predicted(spec, lies, target)] if target is not None else []
-    here = None
-    if device is not None:
-        here, measured, seen = _measure(spec, request, device, seconds, progress)
-        entries += [_beside(spec, measured.request, here), seen]
-    elif target is None:
-        here = find("cpu")
-        entries.append(_predicted(spec, request, here))
-    counts, asked_of = spec.parameters(), target or here or find("cpu")
+    here = None if device is None else _machine_here(device)
+    asked_of = target or here or find("cpu")
+    entries = [] if asked_of is here else [entry_of(lies, asked_of, predict(spec, lies, asked_of))]
+    if device is not None and here is not None:
+        entries += _side_by_side(spec, request, here, device, seconds, progress)
+    counts = spec.parameters()
     return ProfileReport(
         model=spec.name,
         parameters=ParameterCounts(
@@ -253,10 +249,6 @@ def machine(
     return found
 
 
-def _named(*flags: object) -> bool:
-    return any(flag is not None for flag in flags)
-
-
 def entry_of(request: Request, hardware: Hardware, prediction: Prediction) -> ProfileEntry:
     """A prediction as an entry of the report."""
     low, high = prediction.low, prediction.high
@@ -286,55 +278,55 @@ def entry_of(request: Request, hardware: Hardware, prediction: Prediction) -> Pr
     )
 
 
-def _predicted(spec: ModelSpec, request: Request, hardware: Hardware) -> ProfileEntry:
-    return entry_of(request, hardware, predict(spec, request, hardware))
-
-
-def _beside(spec: ModelSpec, request: Request, hardware: Hardware) -> ProfileEntry:
-    """The prediction for what was really run here; its memory decides nothing, since it was run."""
-    return _predicted(spec, request, replace(hardware, memory_bytes=max(hardware.memory_bytes, 2**50)))
-
-
-def _measure(
-    spec: ModelSpec, request: Request, device: str, seconds: float, progress: Callable[[float, str], None] | None
-) -> tuple[Hardware, Measured, ProfileEntry]:
-    """(this machine, what was measured, as an entry with its ratio to the prediction for the same run)."""
+def _machine_here(device: str) -> Hardware:
     from archcompass.profiles.measure.here import this_machine
+
+    return this_machine(device)
+
+
+def _side_by_side(
+    spec: ModelSpec,
+    request: Request,
+    here: Hardware,
+    device: str,
+    seconds: float,
+    progress: Callable[[float, str], None] | None,
+) -> list[ProfileEntry]:
+    """The prediction for what was really run here, whose memory decides nothing since it was run, and the run."""
     from archcompass.profiles.measure.model import measure, silent
 
-    here = this_machine(device)
     measured = measure(spec, request, here, device=device, seconds=seconds, progress=progress or silent)
-    run = measured.request
-    foreseen = predict(spec, run, replace(here, memory_bytes=2**62))
-    ratio = {}
-    if measured.prefill and foreseen.prefill_ms:
-        ratio["prefill"] = measured.prefill.ms / foreseen.prefill_ms
-    if measured.decode and foreseen.decode_ms_per_token:
-        ratio["decode"] = measured.decode.ms / foreseen.decode_ms_per_token
-    seen = ProfileEntry(
+    roomy = replace(here, memory_bytes=max(here.memory_bytes, 2**50))
+    foreseen = predict(spec, measured.request, roomy)
+    return [entry_of(measured.request, here, foreseen), _seen(measured, here, foreseen)]
+
+
+def _seen(measured: Measured, here: Hardware, foreseen: Prediction) -> ProfileEntry:
+    """A measurement as an entry, with its ratio to the prediction for the same run."""
+    run, prefill, decode = measured.request, measured.prefill, measured.decode
+    pairs = {"prefill": (prefill, foreseen.prefill_ms), "decode": (decode, foreseen.decode_ms_per_token)}
+    parts = [PartMs(name=name, kind=kind, count=count, ms=ms, bound="") for name, kind, count, ms in measured.parts]
+    return ProfileEntry(
         source=measured.source,
         hardware=here.tag,
         precision=run.precision,
         prompt=run.prompt,
         generate=run.generate,
         memory=_seen_bytes(measured, here),
-        prefill=_prefill(measured.prefill.ms if measured.prefill else None, run, foreseen.prefill_flops),
-        decode=_decode(measured.decode.ms if measured.decode else None, run),
+        prefill=_prefill(prefill.ms if prefill else None, run, foreseen.prefill_flops),
+        decode=_decode(decode.ms if decode else None, run),
         range=Range(
-            prefill_ms=(measured.prefill.low, measured.prefill.high) if measured.prefill else None,
-            decode_ms_per_token=(measured.decode.low, measured.decode.high) if measured.decode else None,
+            prefill_ms=(prefill.low, prefill.high) if prefill else None,
+            decode_ms_per_token=(decode.low, decode.high) if decode else None,
             why="lower and upper quartile of the runs",
         ),
         fits=True,
         process_peak_bytes=measured.process_peak_bytes,
-        ratio={phase: round(value, 4) for phase, value in ratio.items()},
+        ratio={phase: round(took.ms / ms, 4) for phase, (took, ms) in pairs.items() if took and ms},
         ran=measured.ran,
-        breakdown={"sampled": [
-            PartMs(name=name, kind=source, count=count, ms=ms, bound="") for name, source, count, ms in measured.parts
-        ]} if measured.parts else {},
+        breakdown={"sampled": parts} if parts else {},
         notes=list(measured.notes),
-    )  # fmt: skip
-    return here, measured, seen
+    )
 
 
 def _prefill(ms: float | None, request: Request, flops: float) -> PrefillSpeed | None:

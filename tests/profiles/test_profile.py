@@ -91,6 +91,11 @@ def test_without_a_card_the_answer_is_for_this_machine(families: dict[str, Model
     assert "--device cpu" in report.check
 
 
+def test_this_machine_is_asked_the_same_whether_it_is_named_or_not(families: dict[str, ModelSpec]) -> None:
+    asked: dict[str, Any] = {"mode": "training", "recompute": "full", "optimizer": "sgd", "master_weights": True}
+    assert profile(families["ssm"], **asked).profiles == profile(families["ssm"], gpu="cpu", **asked).profiles
+
+
 def test_several_cards_share_a_model_as_the_engine_does(llama: ModelSpec) -> None:
     asked = {"gpu": "2x rtx-3090", "engine": "llama.cpp", "precision": "q8_0"}
     usual, split = profile(llama, **asked), profile(llama, **asked, parallel="tensor")
