@@ -181,7 +181,8 @@ class Workload(BaseModel):
         """The file's text: what was given as keys, what was taken by default as comments with the reason."""
         lines = [yaml.safe_dump({key: _written(key, value)}, allow_unicode=True) for key, value in self.given.items()]
         notes = [f"# {key}: {_shown(key, d.value)}   # {d.reason}\n" for key, d in self.defaulted.items()]
-        return "".join([*lines, "\n# not given, so taken as:\n" if notes else "", *notes]) or "{}\n"
+        header = [] if lines else ["archcompass: 1\n"]  # a file of comments alone says nothing
+        return "".join([*header, *lines, "\n# not given, so taken as:\n" if notes else "", *notes])
 
 
 KEYS: tuple[str, ...] = tuple(Workload.model_fields)

@@ -363,7 +363,7 @@ def _repeat(report: Data, command: str) -> str:
     """The command, the workload it reads as YAML (of which JSON is a part), and the versions."""
     asked = report["recommendation"]["workload"]
     given = {key: value for key, value in asked.items() if key not in report["recommendation"]["defaults"]}
-    yaml = "\n".join(f"{key}: {json.dumps(value)}" for key, value in given.items())
+    yaml = "\n".join(f"{key}: {json.dumps(value)}" for key, value in given.items()) or "archcompass: 1"
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     return (
         f"<pre>{escape(command)}</pre><p>where workload.yaml holds</p><pre>{escape(yaml)}</pre>"
