@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import pytest
 import yaml
@@ -14,38 +14,10 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 
-MODEL = """
-archcompass: 1
-name: small
-hidden_size: 64
-vocab_size: 128
-layers: 2*(attention mlp)
-blocks:
-  attention: {kind: attention, num_attention_heads: 4, num_key_value_heads: 2, head_dim: 16}
-  mlp: {kind: gated_mlp, intermediate_size: 128}
-"""
+MODEL = (ROOT / "tests" / "data" / "small.yaml").read_text()
 
-
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    """Runs the command line in this process."""
-    from archcompass.advisor.cli.app import run
-
-    def call(*arguments: object) -> Done:
-        monkeypatch.setattr(sys, "argv", ["archcompass", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            run()
-        captured = capsys.readouterr()
-        code = stopped.value.code
-        return Done(code if isinstance(code, int) else 0, captured.out, captured.err)
-
-    return call
+Cli = Callable[..., Any]
+"""The fixture of tests/conftest.py."""
 
 
 @pytest.fixture
@@ -55,7 +27,7 @@ def model_file(tmp_path: Path) -> Path:
     return path
 
 
-def test_help_names_every_command(cli: Callable[..., Done]) -> None:
+def test_help_names_every_command(cli: Cli) -> None:
     done = cli("--help")
     for command in (
         "ask",
@@ -73,7 +45,7 @@ def test_help_names_every_command(cli: Callable[..., Done]) -> None:
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_recommend_answers_every_example(cli: Callable[..., Done], example: Path) -> None:
+def test_recommend_answers_every_example(cli: Cli, example: Path) -> None:
     done = cli("recommend", example, "--json")
     answer = json.loads(done.out)
     assert done.code == 0
@@ -88,7 +60,7 @@ def test_recommend_answers_every_example(cli: Callable[..., Done], example: Path
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 @pytest.mark.parametrize("columns", [80, 100])
 def test_the_terminal_report_stays_within_its_columns(
-    cli: Callable[..., Done], example: Path, columns: int, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, example: Path, columns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setenv("NO_COLOR", "1")
@@ -100,14 +72,14 @@ def test_the_terminal_report_stays_within_its_columns(
 
 @pytest.mark.parametrize("mode", ["training", "finetuning"])
 @pytest.mark.parametrize("gpu", ["h100-sxm", "64x h100-sxm"])
-def test_what_is_trained_is_told_in_tokens_and_days(cli: Callable[..., Done], mode: str, gpu: str) -> None:
+def test_what_is_trained_is_told_in_tokens_and_days(cli: Cli, mode: str, gpu: str) -> None:
     done = cli("recommend", "--mode", mode, "--context", "4k", "--gpu", gpu)
     assert done.code == 0
     assert "days" in done.out
     assert "decode/user" not in done.out
 
 
-def test_high_effort_shows_what_could_be_had_instead(cli: Callable[..., Done]) -> None:
+def test_high_effort_shows_what_could_be_had_instead(cli: Cli) -> None:
     done = cli("recommend", "--gpu", "l40s", "--effort", "high")
     assert "Could be had instead" in done.out
     assert "dense-equivalent" in done.out
@@ -117,20 +89,20 @@ def test_high_effort_shows_what_could_be_had_instead(cli: Callable[..., Done]) -
     assert json.loads(cli("recommend", "--gpu", "l40s", "--json").out)["front"] == []
 
 
-def test_a_family_that_stands_in_says_what_the_better_one_needs(cli: Callable[..., Done]) -> None:
+def test_a_family_that_stands_in_says_what_the_better_one_needs(cli: Cli) -> None:
     done = cli("recommend", "--context", "4M", "--concurrency", 33, "--vram", "8GB", "--gpu", "t4")
     assert "only stands in" in " ".join(done.out.split())
     assert "a near tie" not in done.out
 
 
-def test_experts_in_system_memory_are_told(cli: Callable[..., Done]) -> None:
+def test_experts_in_system_memory_are_told(cli: Cli) -> None:
     asked = ["recommend", "--task", "qa", "--breadth", "encyclopedic", "--knowledge", "weights", "--ram", "96GB"]
     one, many = (" ".join(cli(*asked, "--context", "8k", "--concurrency", users).out.split()) for users in (1, 8))
     assert "of experts in system memory" in one
     assert "are not counted on" in many
 
 
-def test_flags_override_the_file(cli: Callable[..., Done]) -> None:
+def test_flags_override_the_file(cli: Cli) -> None:
     done = cli("recommend", EXAMPLES[0], "--gpu", "L4", "--context", "8k", "--json")
     workload = json.loads(done.out)["workload"]
     assert workload["context"] == 8192
@@ -149,9 +121,7 @@ BAD_FLAGS = {
 
 
 @pytest.mark.parametrize(("flag", "value", "hint"), BAD_FLAGS.values(), ids=BAD_FLAGS)
-def test_a_bad_flag_is_one_line_that_names_the_nearest_right_value(
-    cli: Callable[..., Done], flag: str, value: str, hint: str
-) -> None:
+def test_a_bad_flag_is_one_line_that_names_the_nearest_right_value(cli: Cli, flag: str, value: str, hint: str) -> None:
     done = cli("recommend", flag, value)
     assert done.code == 2
     assert done.out == ""
@@ -175,7 +145,7 @@ BAD_FILES = {
 
 @pytest.mark.parametrize("content", BAD_FILES.values(), ids=BAD_FILES)
 @pytest.mark.parametrize("command", ["recommend", "profile"])
-def test_a_bad_file_is_one_line(cli: Callable[..., Done], tmp_path: Path, content: bytes | None, command: str) -> None:
+def test_a_bad_file_is_one_line(cli: Cli, tmp_path: Path, content: bytes | None, command: str) -> None:
     path = tmp_path / "given.yaml"
     if content is not None:
         path.write_bytes(content)
@@ -203,9 +173,7 @@ BAD_MODELS = {
 
 
 @pytest.mark.parametrize(("old", "new", "hint"), BAD_MODELS.values(), ids=BAD_MODELS)
-def test_an_impossible_model_is_one_line(
-    cli: Callable[..., Done], tmp_path: Path, old: str, new: str, hint: str
-) -> None:
+def test_an_impossible_model_is_one_line(cli: Cli, tmp_path: Path, old: str, new: str, hint: str) -> None:
     path = tmp_path / "model.yaml"
     path.write_text(MODEL.replace(old, new))
     done = cli("profile", path, "--gpu", "l4")
@@ -214,20 +182,20 @@ def test_an_impossible_model_is_one_line(
     assert len(done.err.strip().splitlines()) == 1
 
 
-def test_an_unknown_model_names_the_nearest(cli: Callable[..., Done]) -> None:
+def test_an_unknown_model_names_the_nearest(cli: Cli) -> None:
     done = cli("profile", "lama-3.1-8b", "--gpu", "l4")
     assert done.code == 2
     assert "llama-3.1-8b" in done.err
 
 
-def test_what_does_not_fit_exits_with_1_and_says_what_would(cli: Callable[..., Done]) -> None:
+def test_what_does_not_fit_exits_with_1_and_says_what_would(cli: Cli) -> None:
     done = cli("recommend", "--context", "8k", "--gpu", "l4", "--vram", "100MB")
     assert done.code == 1
     assert "Traceback" not in done.err
     assert len(done.err.strip().splitlines()) == 1
 
 
-def test_profile_predicts_with_the_keys_scripts_rely_on(cli: Callable[..., Done], model_file: Path) -> None:
+def test_profile_predicts_with_the_keys_scripts_rely_on(cli: Cli, model_file: Path) -> None:
     done = cli("profile", model_file, "--gpu", "l4", "--json")
     report = json.loads(done.out)
     assert done.code == 0
@@ -241,13 +209,13 @@ def test_profile_predicts_with_the_keys_scripts_rely_on(cli: Callable[..., Done]
     assert entry["decode"]["ms_per_token"] > 0
 
 
-def test_profile_of_a_model_too_large_exits_with_1(cli: Callable[..., Done]) -> None:
+def test_profile_of_a_model_too_large_exits_with_1(cli: Cli) -> None:
     done = cli("profile", "llama-3.1-405b", "--gpu", "l4", "--json")
     assert done.code == 1
     assert not json.loads(done.out)["profiles"][0]["fits"]
 
 
-def test_profile_measures_on_this_machine(cli: Callable[..., Done], model_file: Path) -> None:
+def test_profile_measures_on_this_machine(cli: Cli, model_file: Path) -> None:
     done = cli("profile", model_file, "--device", "cpu", "--prompt", "32", "--generate", "4", "--json")
     report = json.loads(done.out)
     measured = [entry for entry in report["profiles"] if entry["source"] == "measured"]
@@ -257,7 +225,7 @@ def test_profile_measures_on_this_machine(cli: Callable[..., Done], model_file: 
 
 
 @pytest.mark.slow
-def test_advise_writes_files_that_load_again_to_an_equal_model(cli: Callable[..., Done], tmp_path: Path) -> None:
+def test_advise_writes_files_that_load_again_to_an_equal_model(cli: Cli, tmp_path: Path) -> None:
     from archcompass.advisor.workload import Workload
     from archcompass.blocks.model.files import load
 
@@ -273,14 +241,14 @@ def test_advise_writes_files_that_load_again_to_an_equal_model(cli: Callable[...
 
 
 @pytest.mark.parametrize("command", [["models"], ["gpus"], ["models", "llama-3.1-8b"], ["gpus", "4090"]], ids=" ".join)
-def test_the_catalogues_answer_in_every_form(cli: Callable[..., Done], command: list[str]) -> None:
+def test_the_catalogues_answer_in_every_form(cli: Cli, command: list[str]) -> None:
     rows = json.loads(cli(*command, "--json").out)
     assert rows
     assert all(row["source"] for row in rows)
     assert cli(*command).out.strip()
 
 
-def test_doctor_says_which_kernel_serves_which_operation(cli: Callable[..., Done]) -> None:
+def test_doctor_says_which_kernel_serves_which_operation(cli: Cli) -> None:
     found = json.loads(cli("doctor", "--json").out)
     assert {"attention", "linear_attention", "moe"} <= {row["operation"] for row in found["operations"]}
     assert all(row["reason"] for row in found["operations"])
@@ -327,7 +295,7 @@ def test_the_list_of_commands_says_what_each_command_says_of_itself() -> None:
         assert function.__doc__.strip().splitlines()[0] == command.summary, name
 
 
-def test_every_command_answers_in_json(cli: Callable[..., Done]) -> None:
+def test_every_command_answers_in_json(cli: Cli) -> None:
     from archcompass.advisor.cli.commands import COMMANDS
 
     assert [name for name in COMMANDS if "--json" not in cli(name, "--help").out] == []

@@ -1,9 +1,9 @@
 """The comparison: predicted along a sweep, measured with real blocks on this machine, told as data, table and picture."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,20 +15,6 @@ from archcompass.profiles.hardware import find
 
 ASKED = Workload(context="4k", gpu="rtx-4090", concurrency=1)
 SMALL = ("--values", "64,128", "--scale", "200k", "--seconds", "4", "--gpu", "rtx-4090", "--concurrency", "1")
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    from archcompass.advisor.cli.app import run
-
-    def call(*arguments: object) -> str:
-        monkeypatch.setattr(sys, "argv", ["archcompass", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            run()
-        assert not stopped.value.code
-        return capsys.readouterr().out
-
-    return call
 
 
 def test_measured_points_lie_on_the_places_that_were_predicted() -> None:
@@ -91,15 +77,15 @@ def test_nothing_is_measured_unless_asked_for() -> None:
     assert {point.source for point in found.points} == {"roofline"}
 
 
-def test_the_command_measures_tells_and_draws(cli: Callable[..., str], tmp_path: Path) -> None:
+def test_the_command_measures_tells_and_draws(cli: Callable[..., Any], tmp_path: Path) -> None:
     picture = tmp_path / "compare.html"
-    data = json.loads(cli("compare", "--measure", *SMALL, "--json", "-o", picture))
+    data = json.loads(cli("compare", "--measure", *SMALL, "--json", "-o", picture).out)
     assert {"sweep", "points", "crossovers", "measured", "measured_crossovers"} <= data.keys()
     assert {point["source"] for point in data["measured"]} == {"measured"}
     text = picture.read_text()
     assert "measured on this machine" in text
     assert '"transformer, measured"' in text
-    table = cli("compare", "--measure", *SMALL)
+    table = cli("compare", "--measure", *SMALL).out
     assert " / " in table
     assert "measured on this machine" in " ".join(table.split())
 

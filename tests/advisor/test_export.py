@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +33,7 @@ from archcompass.profiles.training.run import train
 TEXT = "the quick brown fox jumps over the lazy dog. " * 80
 
 
-@pytest.fixture(autouse=True)
-def _quiet_and_single_threaded() -> Iterator[None]:
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread", "quiet_transformers")
 
 
 def tiny(name: str) -> ModelSpec:
@@ -71,15 +62,15 @@ def test_the_advisors_own_designs_train_in_transformers(
     design = next(candidate.model for candidate in answer.candidates if candidate.family == chosen)
     assert design is not None
     assert to_config(design)["model_type"] == model_type
-    learns_in_transformers(reduced(design, 300_000, vocab_size=256), tmp_path)
+    assert_learns_in_transformers(reduced(design, 300_000, vocab_size=256), tmp_path)
 
 
 @pytest.mark.parametrize("name", ["llama-3.1-8b", "bamba-9b"], ids=["transformer", "hybrid"])
 def test_the_hf_folder_opens_in_transformers_and_trains_there(name: str, tmp_path: Path) -> None:
-    learns_in_transformers(tiny(name), tmp_path)
+    assert_learns_in_transformers(tiny(name), tmp_path)
 
 
-def learns_in_transformers(spec: ModelSpec, tmp_path: Path) -> None:
+def assert_learns_in_transformers(spec: ModelSpec, tmp_path: Path) -> None:
     """Exports `spec`, opens the folder in transformers, and trains there for 20 steps."""
     from transformers import AutoModelForCausalLM
 
@@ -236,11 +227,10 @@ def test_our_architectures_that_vllm_lists_are_ours() -> None:
     assert {family(name).architecture for name in model_types()} >= VLLM_ARCHITECTURES | VLLM_NEWER.keys()
 
 
-def test_the_training_recipe_is_a_command_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_training_recipe_is_a_command_of_ours(
+    tmp_path: Path, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The words after the module are given to the command line itself, with what it would run put in its place."""
-    import sys
-
-    from archcompass.advisor.cli.app import run as cli
     from archcompass.profiles.training import run as training
 
     export(published("mamba-1.4b"), tmp_path, "torchrun", data="a text's file.txt", hardware=find("2x h100-sxm"))
@@ -253,10 +243,8 @@ def test_the_training_recipe_is_a_command_of_ours(tmp_path: Path, monkeypatch: p
         raise InputError("seen")
 
     monkeypatch.setattr(training, "train", instead)
-    monkeypatch.setattr(sys, "argv", words[5:])
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit):
-        cli()
+    assert "seen" in cli(*words[6:]).err
     assert seen["spec"] == published("mamba-1.4b")
     assert seen["file"] == Path("a text's file.txt")
     assert (seen["plan"].steps, seen["plan"].precision, seen["device"]) == (1000, "bf16", "cuda")
@@ -306,21 +294,9 @@ def test_what_a_target_cannot_say_is_named(
     assert not list(tmp_path.glob("out/model*"))
 
 
-def test_every_target_is_offered_by_the_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import sys
-
-    from archcompass.advisor.cli.app import run as cli
-
+def test_every_target_is_offered_by_the_command(tmp_path: Path, cli: Callable[..., Any]) -> None:
     for target in TARGETS:
-        arguments = ["archcompass", "export", "mamba-130m", str(tmp_path / target), "--to", target, "--json"]
-        monkeypatch.setattr(sys, "argv", arguments)
-        with pytest.raises(SystemExit) as stopped:
-            cli()
-        assert not stopped.value.code
-        assert all(Path(path).is_file() for path in json.loads(capsys.readouterr().out)["written"])
-    monkeypatch.setattr(sys, "argv", ["archcompass", "schema"])
-    with pytest.raises(SystemExit):
-        cli()
-    assert json.loads(capsys.readouterr().out) == schema()
+        done = cli("export", "mamba-130m", tmp_path / target, "--to", target, "--json")
+        assert done.code == 0
+        assert all(Path(path).is_file() for path in json.loads(done.out)["written"])
+    assert json.loads(cli("schema").out) == schema()

@@ -6,7 +6,9 @@ import io
 import re
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -56,17 +58,8 @@ def test_every_command_has_its_help_in_the_documentation() -> None:
         assert f"<!-- quote: archcompass {name} --help -->" in text
 
 
-def test_the_list_is_whole_whatever_ran_before(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from archcompass.advisor.cli.app import run
-
-    shown = []
-    for words in (["--help"], ["gpus", "l4"], ["--help"], ["gpus", "l4"]):
-        monkeypatch.setattr(sys, "argv", ["archcompass", *words])
-        with pytest.raises(SystemExit):
-            run()
-        shown.append(capsys.readouterr().out)
+def test_the_list_is_whole_whatever_ran_before(cli: Callable[..., Any]) -> None:
+    shown = [cli(*words).out for words in (["--help"], ["gpus", "l4"], ["--help"], ["gpus", "l4"])]
     assert shown[0] == shown[2]
     assert shown[1] == shown[3]
     assert "memory" in shown[1]

@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -97,20 +98,17 @@ STOPPED = {
 
 @pytest.mark.parametrize(("words", "said"), STOPPED.values(), ids=STOPPED)
 def test_ctrl_c_says_what_was_kept(
-    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Callable[..., Any]
 ) -> None:
     from archcompass.advisor import advise
-    from archcompass.advisor.cli.app import run
     from archcompass.profiles import verify
 
     monkeypatch.chdir(tmp_path)
     for module, name in ((advise, "advise"), (calibration, "calibrate"), (verify, "verify")):
         monkeypatch.setattr(module, name, stopping)
-    monkeypatch.setattr(sys, "argv", ["archcompass", *words])
-    with pytest.raises(SystemExit) as stopped:
-        run()
-    assert stopped.value.code == 130
-    assert said in capsys.readouterr().err
+    done = cli(*words)
+    assert done.code == 130
+    assert said in done.err
     assert not list(tmp_path.iterdir())
 
 

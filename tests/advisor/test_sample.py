@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from archcompass.advisor import sample
-from archcompass.advisor.cli.app import run
 from archcompass.advisor.sample import measure
 from archcompass.errors import ArchcompassError, FileFormatError, InputError
 
@@ -132,14 +133,11 @@ def test_more_than_is_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_recommend_takes_context_and_breadth_from_it_unless_flags_say_otherwise(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, cli: Callable[..., Any]
 ) -> None:
     path = jsonl(tmp_path / "a.jsonl", [written(subject()) for _ in range(10)])
     for flags, breadth in (([], "encyclopedic"), (["--breadth", "narrow"], "narrow")):
-        monkeypatch.setattr("sys.argv", ["archcompass", "recommend", "--sample", str(path), "--json", *flags])
-        with pytest.raises(SystemExit):
-            run()
-        data = json.loads(capsys.readouterr().out)
+        data = json.loads(cli("recommend", "--sample", path, "--json", *flags).out)
         assert data["workload"]["breadth"] == breadth
         assert data["workload"]["context"] == data["sample"]["p95"]
         assert data["notes"][0].startswith("a.jsonl: 10 documents")

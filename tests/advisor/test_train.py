@@ -9,8 +9,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,12 +37,7 @@ FAMILIES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
@@ -308,9 +304,7 @@ def test_a_killed_run_leaves_a_whole_checkpoint(text: Path, tmp_path: Path) -> N
     assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == [".lock"]
 
 
-def test_ctrl_c_says_what_was_kept(
-    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ctrl_c_says_what_was_kept(text: Path, tmp_path: Path, cli: Callable[..., Any]) -> None:
     folder = tmp_path / "long"
 
     def press() -> None:
@@ -319,24 +313,14 @@ def test_ctrl_c_says_what_was_kept(
 
     presser = threading.Thread(target=press)
     presser.start()
-    assert cli(monkeypatch, "mamba2-130m", *LONG, "--data", text, "-o", folder) == 130
+    done = cli("train", "mamba2-130m", *LONG, "--data", text, "-o", folder)
     presser.join()
     last = checkpoint.latest(folder)
-    err = capsys.readouterr().err
+    assert done.code == 130
     assert last is not None
-    assert last.name in err.replace("\n", "")
-    assert "--resume" in err
+    assert last.name in done.err.replace("\n", "")
+    assert "--resume" in done.err
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def cli(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    """Runs `archcompass train` in this process; its exit code."""
-    from archcompass.advisor.cli.app import run
-
-    monkeypatch.setattr(sys, "argv", ["archcompass", "train", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stopped:
-        run()
-    return stopped.value.code if isinstance(stopped.value.code, int) else 0
 
 
 @pytest.mark.slow
@@ -360,15 +344,10 @@ def test_two_processes_share_each_batch_and_learn_the_same(text: Path, tmp_path:
     assert two["held_out"][-1]["loss"] == pytest.approx(one.held_out[-1].loss, rel=2e-3)
 
 
-def test_the_command_says_in_json_what_it_did(
-    text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    flags = ("jamba-v0.1", "--scale", "100k", "--data", text, "--steps", 4, "--batch", 2, "--sequence", 32)
-    assert cli(monkeypatch, *flags, "--json") == 0
-    assert cli(monkeypatch, *flags) == 0
-    out = capsys.readouterr().out
-    said, end = json.JSONDecoder().raw_decode(out)
+def test_the_command_says_in_json_what_it_did(text: Path, cli: Callable[..., Any]) -> None:
+    words = ("train", "jamba-v0.1", "--scale", "100k", "--data", text, "--steps", 4, "--batch", 2, "--sequence", 32)
+    said, shown = json.loads(cli(*words, "--json").out), cli(*words).out
     assert said["reduced_from"] == published("jamba-v0.1").parameters().total
     assert [point["step"] for point in said["losses"]] == [1, 2, 3, 4]
-    assert "held-out loss" in out[end:]
-    assert "Reduced from" in out[end:]
+    assert "held-out loss" in shown
+    assert "Reduced from" in shown

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from archcompass.blocks.base import TINY_WIDTH, Block, Step, known_blocks
+from archcompass.blocks.gated_delta_net.spec import GatedDeltaNet
+from archcompass.blocks.mamba2.spec import Mamba2
 from archcompass.blocks.runtime import BlockModule, Context, initialise
 from archcompass.profiles.measure.peak import StorageWatch, tensor_peak_bytes
 
@@ -25,6 +27,11 @@ CASES = [
     for kind, block in known_blocks().items()
     for index, spec in enumerate(block.tiny())
     if spec.traits.role in ("mixer", "channel")
+]
+
+DECAYING = [
+    Mamba2(num_heads=8, head_dim=8, state_size=8),
+    GatedDeltaNet(num_key_heads=4, num_value_heads=8, key_head_dim=8, value_head_dim=8),
 ]
 
 
@@ -78,6 +85,23 @@ def test_the_peak_of_a_backward_pass_is_near_what_the_block_states(spec: Block, 
     live, weights = spec.live(TINY_WIDTH, step), 4 * spec.parameters(TINY_WIDTH).total
     stated = live.saved_bytes + live.backward_bytes + 2 * y.nbytes + weights
     assert low < stated / watch.peak_bytes < HIGH
+
+
+@pytest.mark.parametrize("strong", [1, 8])
+@pytest.mark.parametrize("spec", DECAYING, ids=lambda spec: spec.kind)
+def test_what_a_step_keeps_does_not_hang_on_how_fast_heads_forget(spec: Block, strong: int) -> None:
+    module = built(spec).train()
+    x = torch.randn(1, TOKENS, TINY_WIDTH, requires_grad=True)
+    kept: list[Any] = []
+
+    def keep() -> None:
+        kept.append(module(x, None, Context(keep_state=False))[0])
+
+    _, moderate = tensor_peak_bytes(keep, CPU)
+    with torch.no_grad():
+        module.get_parameter("a_log")[:strong] = 9.0
+    _, forgetful = tensor_peak_bytes(keep, CPU)
+    assert forgetful < 1.02 * moderate
 
 
 @pytest.mark.parametrize(("spec", "low"), CASES)

@@ -22,7 +22,7 @@ def randomised(layer: nn.Module) -> nn.Module:
     return layer.eval()
 
 
-def agree(spec: Block, weights: dict[str, Tensor], x: Tensor, expected: Tensor, layer: int = 0) -> None:
+def assert_same_layer(spec: Block, weights: dict[str, Tensor], x: Tensor, expected: Tensor, layer: int = 0) -> None:
     """Our block with these weights says `expected` of x, at once and in pieces."""
     module = spec.build(WIDTH, layer)
     module.load_state_dict(weights)
@@ -60,7 +60,9 @@ def test_lightning_is_the_layer_of_minimax(heads: int, head_dim: int, layer: int
     x = torch.randn(2, TIME, WIDTH)
     with torch.inference_mode():
         expected = theirs(x, None, None)[0]
-    agree(Lightning(num_attention_heads=heads, head_dim=head_dim, num_hidden_layers=4), weights, x, expected, layer)
+    assert_same_layer(
+        Lightning(num_attention_heads=heads, head_dim=head_dim, num_hidden_layers=4), weights, x, expected, layer
+    )
 
 
 GDN = [
@@ -104,7 +106,7 @@ def test_gated_delta_net_is_the_layer_of_qwen3_next(spec: GatedDeltaNet) -> None
     x = torch.randn(2, TIME, WIDTH)
     with torch.inference_mode():
         expected = theirs(x)
-    agree(spec, weights, x, expected)
+    assert_same_layer(spec, weights, x, expected)
 
 
 @pytest.mark.parametrize("spec", GDN, ids=["shared-keys", "own-keys"])
@@ -125,7 +127,7 @@ def test_gated_delta_net_is_the_layer_of_olmo_hybrid(spec: GatedDeltaNet) -> Non
     x = torch.randn(2, TIME, WIDTH)
     with torch.inference_mode():
         expected = theirs(x)
-    agree(spec.model_copy(update={"allow_neg_eigval": True, "norm_eps": 1e-5}), weights, x, expected)
+    assert_same_layer(spec.model_copy(update={"allow_neg_eigval": True, "norm_eps": 1e-5}), weights, x, expected)
 
 
 @pytest.mark.parametrize("channels", [WIDTH, 20])
@@ -143,11 +145,11 @@ def test_rwkv4_is_the_layers_of_rwkv(channels: int) -> None:
     named = time_mix.state_dict()
     weights = {mine: named[other] for mine, other in ours.items()}
     weights["mix"] = torch.cat([named[f"time_mix_{name}"][0] for name in ("key", "value", "receptance")])
-    agree(RWKV4TimeMix(attention_hidden_size=channels), weights, x, mixed)
+    assert_same_layer(RWKV4TimeMix(attention_hidden_size=channels), weights, x, mixed)
     named = channel_mix.state_dict()
     weights = {f"{name}.weight": named[f"{name}.weight"] for name in ("key", "value", "receptance")}
     weights["mix"] = torch.cat([named[f"time_mix_{name}"][0] for name in ("key", "receptance")])
-    agree(RWKV4ChannelMix(intermediate_size=50), weights, x, fed)
+    assert_same_layer(RWKV4ChannelMix(intermediate_size=50), weights, x, fed)
 
 
 @pytest.mark.parametrize(("channels", "blocks"), [(WIDTH, 3), (30, 1)])
@@ -174,7 +176,7 @@ def test_rg_lru_is_the_layer_of_recurrent_gemma(channels: int, blocks: int) -> N
     x = torch.randn(2, TIME, WIDTH)
     with torch.inference_mode():
         expected = theirs(x, torch.arange(TIME)[None], None, use_cache=False)[0]
-    agree(
+    assert_same_layer(
         RGLRU(lru_width=channels, num_attention_heads=blocks, conv1d_width=3),
         weights,
         x,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,16 +46,9 @@ class Pair:
         return logits
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _quiet_and_single_threaded() -> Iterator[None]:
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+@pytest.fixture(scope="module", autouse=True)
+def _quiet_and_single_threaded(one_thread: None, quiet_transformers: None) -> None:
+    """For every test of this folder."""
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -85,18 +86,12 @@ REFUSALS = {
 
 @pytest.mark.parametrize(("error", "said"), REFUSALS.values(), ids=REFUSALS)
 def test_every_refusal_is_one_line_and_exit_2(
-    error: type[Exception], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: type[Exception], said: str, monkeypatch: pytest.MonkeyPatch, cli: Callable[..., Any]
 ) -> None:
-    from archcompass.advisor.cli.app import run
-
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", raising(error))
     with pytest.raises(InputError, match=said):
         load(ORG)
-    monkeypatch.setattr(sys, "argv", ["archcompass", "profile", ORG, "--gpu", "l4"])
-    with pytest.raises(SystemExit) as stopped:
-        run()
-    assert stopped.value.code == 2
-    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert cli("profile", ORG, "--gpu", "l4").code == 2
 
 
 def test_without_the_package_the_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

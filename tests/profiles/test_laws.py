@@ -45,7 +45,7 @@ def machines(draw: st.DrawFn) -> Hardware:
     return describe(vram=ROOM, bandwidth=card.bandwidth_bytes_per_second / 1e9, tflops=card.rate("bf16") / 1e12)
 
 
-def never_less(little: Prediction, much: Prediction) -> None:
+def assert_never_less(little: Prediction, much: Prediction) -> None:
     assert much.memory.total_bytes >= little.memory.total_bytes
     for phase in ("prefill_ms", "decode_ms_per_token"):
         assert getattr(much, phase) >= getattr(little, phase) * (1 - 1e-9)
@@ -58,7 +58,7 @@ def test_more_context_never_costs_less(
 ) -> None:
     spec = build(**shape)
     asked = [Request(prompt=length, generate=16, batch=batch) for length in (prompt, prompt + more)]
-    never_less(*(predict(spec, request, card) for request in asked))
+    assert_never_less(*(predict(spec, request, card) for request in asked))
 
 
 @few
@@ -68,21 +68,21 @@ def test_more_sequences_never_cost_less(
 ) -> None:
     spec = build(**shape)
     asked = [Request(prompt=prompt, generate=16, batch=count, prefill_tokens=2**22) for count in (batch, batch + more)]
-    never_less(*(predict(spec, request, card) for request in asked))
+    assert_never_less(*(predict(spec, request, card) for request in asked))
 
 
 @few
 @given(models(), machines(), st.integers(1, 8))
 def test_more_layers_never_cost_less(shape: dict[str, Any], card: Hardware, more: int) -> None:
     deeper = shape | {"depth": shape["depth"] + more}
-    never_less(*(predict(build(**one), Request(prompt=700), card) for one in (shape, deeper)))
+    assert_never_less(*(predict(build(**one), Request(prompt=700), card) for one in (shape, deeper)))
 
 
 @few
 @given(models(), machines())
 def test_more_width_never_costs_less(shape: dict[str, Any], card: Hardware) -> None:
     wider = shape | {"width": shape["width"] * 2}
-    never_less(*(predict(build(**one), Request(prompt=700), card) for one in (shape, wider)))
+    assert_never_less(*(predict(build(**one), Request(prompt=700), card) for one in (shape, wider)))
 
 
 @few

@@ -1,7 +1,6 @@
 """Measuring: real blocks run, the ledger agrees with the memory they really take, big models are sampled."""
 
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,13 +24,7 @@ PATIENCE = 120.0
 """Seconds that no busy machine uses up: tiny models end after a set number of runs, long before."""
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """With one thread the clock is this process's own work, which other work on the machine does not lengthen."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_weights_state_and_parameters_are_byte_for_byte_the_ledgers(tiny: ModelSpec) -> None:

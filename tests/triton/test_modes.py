@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 
 
-def run(file: str, **environment: str) -> None:
+def assert_passes(file: str, **environment: str) -> None:
     """Runs one of the two files under pytest; fails with the end of what it printed."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST_", "TRITON_INTERPRET"))}
     done = subprocess.run(
@@ -30,10 +30,10 @@ def run(file: str, **environment: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("half", ["0", "1"])
 def test_kernels_agree_with_torch_in_the_interpreter(half: str) -> None:
-    run("agreement.py", TRITON_INTERPRET="1", ARCHCOMPASS_HALF=half)
+    assert_passes("agreement.py", TRITON_INTERPRET="1", ARCHCOMPASS_HALF=half)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", ["86", "90"])
 def test_kernels_compile_for_gpus_that_are_not_here(capability: str) -> None:
-    run("compilation.py", ARCHCOMPASS_CAPABILITIES=capability)
+    assert_passes("compilation.py", ARCHCOMPASS_CAPABILITIES=capability)
