@@ -115,7 +115,8 @@ def sum_of_rows(table: Tensor, index: Tensor, scales: Tensor) -> Tensor:
 
 def repeated(x: Tensor, times: int) -> Tensor:
     """The elements of x in a row, `times` over."""
-    return x.reshape(-1) if times == 1 else x.reshape(1, -1).expand(times, -1).reshape(-1)
+    x = x.reshape(-1)
+    return x if times == 1 else torch.cat([x] * times)
 
 
 @lru_cache(maxsize=256)

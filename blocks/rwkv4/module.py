@@ -14,6 +14,8 @@ from archcompass.kernels.diagonal_scan import diagonal_scan
 
 NOTHING = -1e38  # the exponent of an empty sum, and the key of a token that must not count
 
+Sums = tuple[Tensor, Tensor, Tensor]  # numerator and denominator, both divided by e^m, and m, [batch, channels] each
+
 
 @dataclass(slots=True)
 class RWKV4State(FixedState):
@@ -52,32 +54,50 @@ class RWKV4TimeMixModule(BlockModule):
         before = state if isinstance(state, RWKV4State) else None
         x = hide(x, context)
         shifted = previous(x, None if before is None else before.shift)
-        key, value, receptance = (torch.lerp(shifted, x, share) for share in self.mix)
+        key, value, receptance = torch.lerp(shifted, x, self.mix.view(3, 1, 1, -1))
         k, v, r = self._only_real(wide(self.key(key)), context), self.value(value), self.receptance(receptance)
-        sums, means = self._first_sums(k, before), []
-        for some_k, some_v in zip(k.split(SEGMENT, dim=1), v.split(SEGMENT, dim=1), strict=True):
-            mean, sums = self._weighted_mean(some_k, wide(some_v), *sums)
-            means.append(mean)
-        y = self.output(r.sigmoid() * torch.cat(means, dim=1).to(x.dtype))
-        if not keeps(context):
-            return y, None
-        numerator, denominator = sums[0].unbind(1)
-        return y, RWKV4State(x[:, -1].clone(), numerator, denominator, sums[1].clone())
+        means = self._mean_of_one if k.shape[1] == 1 else self._means
+        mean, sums = means(k, v, *self._first_sums(k, before))
+        y = self.output(r.sigmoid() * mean.to(x.dtype))
+        return y, RWKV4State(x[:, -1].clone(), *sums) if keeps(context) else None
 
     def _only_real(self, k: Tensor, context: Context | None) -> Tensor:
         """Keys [batch, time, channels]; those of padding weigh nothing."""
         real = None if context is None else context.real(k.shape[1], k.device)
         return k if real is None else k.masked_fill(~real, NOTHING)
 
-    def _first_sums(self, k: Tensor, before: RWKV4State | None) -> tuple[Tensor, Tensor]:
-        """Numerator and denominator together [batch, 2, channels], and their exponent [batch, channels]."""
-        if before is None:
-            return k.new_zeros(k.shape[0], 2, k.shape[2]), k.new_full((k.shape[0], k.shape[2]), NOTHING)
-        sums = torch.stack([before.numerator, before.denominator], dim=1)
-        return sums.to(k.dtype), before.exponent.to(k.dtype)
+    def _first_sums(self, k: Tensor, before: RWKV4State | None) -> Sums:
+        """Those before the first token."""
+        if before is not None:
+            return before.numerator.to(k.dtype), before.denominator.to(k.dtype), before.exponent.to(k.dtype)
+        zero = k.new_zeros(k.shape[0], k.shape[2])
+        return zero, zero, torch.full_like(zero, NOTHING)
 
-    def _weighted_mean(self, k: Tensor, v: Tensor, sums: Tensor, m: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """wkv [batch, time, channels], and the sums and their exponent after the last token.
+    def _mean_of_one(
+        self, k: Tensor, v: Tensor, numerator: Tensor, denominator: Tensor, m: Tensor
+    ) -> tuple[Tensor, Sums]:
+        """`_means` of a single token, which draws both sums towards (v, 1) by its share of all weights.
+
+        The share of e^a in e^a + e^b is sigmoid(a - b). The sums of the next token are divided by the sum of the weights.
+        """
+        k, v, one = k.squeeze(1), wide(v).squeeze(1), torch.ones_like(denominator)
+        faded = m - wide(self.decay).exp()
+        seen, kept = (self.bonus + k - m).sigmoid(), (k - faded).sigmoid()
+        y = torch.lerp(numerator, v, seen) / torch.lerp(denominator, one, seen)
+        sums = torch.lerp(numerator, v, kept), torch.lerp(denominator, one, kept), torch.logaddexp(faded, k)
+        return y.unsqueeze(1), sums
+
+    def _means(self, k: Tensor, v: Tensor, numerator: Tensor, denominator: Tensor, m: Tensor) -> tuple[Tensor, Sums]:
+        """wkv of many tokens [batch, time, channels], and the sums after the last."""
+        sums, means = torch.stack([numerator, denominator], dim=1), []
+        for some_k, some_v in zip(k.split(SEGMENT, dim=1), v.split(SEGMENT, dim=1), strict=True):
+            mean, sums, m = self._weighted_mean(some_k, wide(some_v), sums, m)
+            means.append(mean)
+        numerator, denominator = sums.unbind(1)
+        return torch.cat(means, dim=1), (numerator, denominator, m.clone())
+
+    def _weighted_mean(self, k: Tensor, v: Tensor, sums: Tensor, m: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """wkv of a segment, and the two sums [batch, 2, channels] and their exponent after its last token.
 
         All sums are kept divided by e^m, where m_t = max(m_{t-1} + w, k_t) is the largest exponent in them, so that no
         exponential is large. The quotient does not depend on m.
@@ -90,17 +110,14 @@ class RWKV4TimeMixModule(BlockModule):
         largest = torch.maximum(old, u + k)
         past, present = (old - largest).exp(), (u + k - largest).exp()
         y = (past * numerator + present * v) / (past * denominator + present)
-        return y, (last, new[:, -1])
+        return y, last, new[:, -1]
 
     def _exponents(self, k: Tensor, w: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
         """m before and after every token, [batch, time, channels]: m_t = w t + max(m_0, max_{i ≤ t}(k_i - w i)).
 
         Its rounding does no harm: any m near the largest exponent serves, as long as every sum is divided by the same.
         """
-        time = k.shape[1]
-        if time == 1:
-            return m.unsqueeze(1), torch.maximum(m.unsqueeze(1) + w, k)
-        fall = torch.arange(1, time + 1, device=k.device, dtype=k.dtype)[:, None] * w
+        fall = torch.arange(1, k.shape[1] + 1, device=k.device, dtype=k.dtype)[:, None] * w
         highest = torch.cummax(torch.cat([m.unsqueeze(1), k - fall], dim=1), dim=1).values
         new = highest[:, 1:] + fall
         return torch.cat([m.unsqueeze(1), new[:, :-1]], dim=1), new
@@ -125,7 +142,7 @@ class RWKV4ChannelMixModule(BlockModule):
     ) -> tuple[Tensor, BlockState | None]:
         x = hide(x, context)
         shifted = previous(x, state.shift if isinstance(state, ShiftState) else None)
-        key, receptance = (torch.lerp(shifted, x, share) for share in self.mix)
+        key, receptance = torch.lerp(shifted, x, self.mix.view(2, 1, 1, -1))
         y = self.receptance(receptance).sigmoid() * self.value(F.relu(self.key(key)).square())
         return y, ShiftState(x[:, -1].clone()) if keeps(context) else None
 
