@@ -128,6 +128,11 @@ class Block(BaseModel):
         """An instance of ordinary size and its width, which `archcompass calibrate` runs; None leaves it to its op kinds."""
         return None
 
+    @classmethod
+    def other_sizes(cls) -> list[Self]:
+        """Like the ordinary instance with smaller heads, for blocks where those take longer than their FLOPs say."""
+        return []
+
 
 TINY_WIDTH = 64
 """The width that the instances of `Block.tiny` act on."""

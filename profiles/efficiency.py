@@ -44,9 +44,17 @@ class Curve:
         return cls((1.0,), (1.0,), ((value,),))
 
     @classmethod
-    def over(cls, points: Mapping[float, float]) -> Curve:
-        """Over one size."""
-        return cls(tuple(points), (1.0,), tuple((value,) for value in points.values()))
+    def joined(cls, curves: Sequence[Curve]) -> Curve:
+        """Curves of one column each, side by side in the order of their second size."""
+        columns = sorted(curves, key=lambda curve: curve.y)
+        xs = tuple(sorted({x for curve in columns for x in curve.x}))
+        ys = tuple(curve.y[0] for curve in columns)
+        return cls(xs, ys, tuple(tuple(curve.at(x) for curve in columns) for x in xs))
+
+    @classmethod
+    def over(cls, points: Mapping[float, float], y: float = 1.0) -> Curve:
+        """Over one size, where the other is `y`."""
+        return cls(tuple(points), (y,), tuple((value,) for value in points.values()))
 
     def at(self, x: float, y: float = 1.0) -> float:
         """Interpolated in logarithms, held at the edges."""
@@ -155,7 +163,8 @@ def coordinates(op: Op) -> tuple[float, float]:
     """The two sizes that decide how well an op computes.
 
     Matrix products: (rows, elements of the weight); grouped ones: (rows per touched expert, elements of one expert's
-    weight); attention: (new tokens, query heads per key head); all others: (`new_tokens`, FLOPs per one of them).
+    weight); attention: (new tokens, query heads per key head); the delta rule: (new tokens, elements of a head's state); all
+    others: (`new_tokens`, FLOPs per one of them).
     """
     shape = op.shape
     if op.kind == "gemm" and len(shape) == 3:
@@ -165,6 +174,8 @@ def coordinates(op: Op) -> tuple[float, float]:
     if op.kind == "attention" and len(shape) > 3:
         return float(shape[3]), shape[1] / max(shape[2], 1)
     steps = new_tokens(op)
+    if op.kind == "delta_rule" and len(shape) > 5:
+        return steps, float(shape[4] * shape[5])
     return steps, max(op.flops / steps, 1.0)
 
 
@@ -377,31 +388,28 @@ def scaled(points: Mapping[float, float]) -> dict[float, float]:
     return kept
 
 
-def fastest(tables: Sequence[Efficiency]) -> Efficiency:
-    """Several tables of one machine, measured with the same peaks at different times, as one: each point at its fastest.
-
-    What slows a shared machine comes and goes; of a training step's factors, which are ratios, the middle one is taken.
-    """
+def middle(tables: Sequence[Efficiency]) -> Efficiency:
+    """Several tables of one machine, measured with the same peaks at different times, as one: each point at its median."""
     first = tables[0]
-    kinds = {name: _fastest([table.kinds[name] for table in tables if name in table.kinds]) for name in first.kinds}
+    kinds = {name: _middle([table.kinds[name] for table in tables if name in table.kinds]) for name in first.kinds}
     training = {
         name: median(table.training[name] for table in tables if name in table.training) for name in first.training
     }
-    return replace(first, kinds=kinds, training=training, step_seconds=min(table.step_seconds for table in tables))
+    return replace(first, kinds=kinds, training=training, step_seconds=median(table.step_seconds for table in tables))
 
 
-def _fastest(kinds: Sequence[KindEfficiency]) -> KindEfficiency:
+def _middle(kinds: Sequence[KindEfficiency]) -> KindEfficiency:
     return KindEfficiency(
-        compute=_highest([kind.compute for kind in kinds]),
-        memory=_highest([kind.memory for kind in kinds]),
-        launch_seconds=min(kind.launch_seconds for kind in kinds),
+        compute=_middle_curve([kind.compute for kind in kinds]),
+        memory=_middle_curve([kind.memory for kind in kinds]),
+        launch_seconds=median(kind.launch_seconds for kind in kinds),
     )
 
 
-def _highest(curves: Sequence[Curve]) -> Curve:
+def _middle_curve(curves: Sequence[Curve]) -> Curve:
     xs = sorted({x for curve in curves for x in curve.x})
     ys = sorted({y for curve in curves for y in curve.y})
-    return Curve(tuple(xs), tuple(ys), tuple(tuple(max(c.at(x, y) for c in curves) for y in ys) for x in xs))
+    return Curve(tuple(xs), tuple(ys), tuple(tuple(median(c.at(x, y) for c in curves) for y in ys) for x in xs))
 
 
 def geometric_mean(values: Sequence[float]) -> float:

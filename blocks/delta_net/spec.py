@@ -133,3 +133,7 @@ class DeltaNet(Block):
     @classmethod
     def typical(cls) -> tuple[Self, int]:
         return cls(num_attention_heads=8, key_head_dim=128, value_head_dim=128), 1024
+
+    @classmethod
+    def other_sizes(cls) -> list[Self]:
+        return [cls(num_attention_heads=8, key_head_dim=64, value_head_dim=64)]

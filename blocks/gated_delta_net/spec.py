@@ -135,3 +135,7 @@ class GatedDeltaNet(Block):
     @classmethod
     def typical(cls) -> tuple[Self, int]:
         return cls(num_key_heads=8, num_value_heads=16, key_head_dim=128, value_head_dim=128), 1024
+
+    @classmethod
+    def other_sizes(cls) -> list[Self]:
+        return [cls(num_key_heads=8, num_value_heads=16, key_head_dim=64, value_head_dim=64)]

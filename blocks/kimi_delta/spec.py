@@ -106,3 +106,7 @@ class KimiDelta(Block):
     @classmethod
     def typical(cls) -> tuple[Self, int]:
         return cls(num_attention_heads=8, head_dim=128), 1024
+
+    @classmethod
+    def other_sizes(cls) -> list[Self]:
+        return [cls(num_attention_heads=8, head_dim=64)]

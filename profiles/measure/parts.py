@@ -9,10 +9,9 @@ are left out instead.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import cycle
+from dataclasses import dataclass, field, replace
 from statistics import median
 from unittest.mock import patch
 
@@ -24,14 +23,12 @@ from archcompass.blocks.runtime import BlockState, Context, Linear
 from archcompass.profiles.efficiency import Curve, Efficiency, KindEfficiency, coordinates, scaled, seconds
 from archcompass.profiles.measure import build
 from archcompass.profiles.measure.clock import processor_clock, repeat
-from archcompass.profiles.measure.products import COLD_BYTES, TOKENS, instance, share
+from archcompass.profiles.measure.products import COLD_BYTES, TOKENS, ballast, instance, share
 from archcompass.profiles.predict import sublayer_work
 from archcompass.profiles.request import Request
 
 MEASURED_ALONE = ("gemm", "grouped_gemm", "attention")
 """Kinds whose curves come from `products`; all others are measured inside their block."""
-
-_WEIGHT_ELEMENTS = 2**20
 
 _SEEN = 0.3
 """Below this share of a block's time, what is not launches is noise."""
@@ -50,7 +47,14 @@ class Parts:
     name: str
 
     def block(self, block: Block, width: int) -> dict[str, KindEfficiency]:
-        """Efficiencies of the operations that only this block has, from its time at several lengths."""
+        """Efficiencies of the operations that only this block has; where their pace hangs on the size of its heads, over
+        all the sizes it lists."""
+        found = self._one_size(block, width)
+        others = [self._one_size(other, width) for other in block.other_sizes()]
+        return {name: _joined([kind, *(other[name] for other in others)]) for name, kind in found.items()}
+
+    def _one_size(self, block: Block, width: int) -> dict[str, KindEfficiency]:
+        """From the time of a block at several lengths."""
         request = Request(precision=self.name)
         steps = [request.step(1, 64), *(request.step(new) for new in TOKENS)]
         rests = [self.rest(alone(block, width), step, *self._sublayer(block, width, step)) for step in steps]
@@ -70,9 +74,10 @@ class Parts:
 
     def _launch(self, block: Block, single: Rest) -> float:
         """Host seconds of one operation in a single step. Where nothing computes, a step has no bytes to speak of: all it
-        takes is launches, over data that products have driven out of the caches, and no fewer than in a tiny block."""
-        tiny, seen = self.launch(block), single.seconds / max(single.count, 1)
-        return min(tiny, seen) if any(op.flops for op, _ in single.own) else max(tiny, seen)
+        takes is launches, over data that products have driven out of the caches. Where something does, they are those of a
+        tiny block."""
+        seen = single.seconds / max(single.count, 1)
+        return min(self.launch(block), seen) if any(op.flops for op, _ in single.own) else seen
 
     def launch(self, block: Block) -> float:
         """Host seconds of one of the block's own operations: a step of a tiny block is nothing but launches."""
@@ -149,13 +154,19 @@ class Parts:
             for point in found if point.op.flops
         })  # fmt: skip
         return KindEfficiency(
-            compute=Curve.over(compute) if compute else Curve.constant(1.0),
+            compute=Curve.over(compute, coordinates(found[-1].op)[1]) if compute else Curve.constant(1.0),
             memory=memory,
             launch_seconds=launch,
         )
 
     def _memory_share(self, point: _Point) -> float:
         return share(point.op.bytes / self.table.peaks["bandwidth"], point.seconds)
+
+
+def _joined(kinds: Sequence[KindEfficiency]) -> KindEfficiency:
+    """One op of a block of several sizes, of the first in all but what it computes."""
+    curves = {kind.compute.y: kind.compute for kind in reversed(kinds)}
+    return replace(kinds[0], compute=Curve.joined(list(curves.values())))
 
 
 @dataclass(frozen=True)
@@ -215,15 +226,15 @@ def apart(device: torch.device, evict: bool = False) -> Iterator[Apart]:
     """
     now, plain = processor_clock(), Linear.forward
     found = Apart(now)
-    ballast = cycle(torch.ones(COLD_BYTES // 4).split(_WEIGHT_ELEMENTS)) if evict else None
+    other = ballast() if evict else None
 
     def forward(layer: Linear, x: torch.Tensor) -> torch.Tensor:
         found.flops += 2.0 * math.prod(x.shape) * layer.out_features
         if device.type != "cpu":
             return found.without(layer, x)
         start = now()
-        if ballast is not None:
-            next(ballast).sum()
+        if other is not None:
+            next(other).sum()
         y: torch.Tensor = plain(layer, x)
         found.seconds += now() - start
         return y
@@ -241,7 +252,7 @@ def beside(call: Callable[[], object], products: Apart, device: torch.device, mo
         call()
         inside.append(products.seconds)
 
-    times = repeat(once, device, seconds=0.25, least=4, most=most).runs
+    times = repeat(once, device, seconds=0.15, least=3, most=most).runs
     return median(run * 1e-3 - taken for run, taken in zip(times, inside[-len(times) :], strict=True))
 
 

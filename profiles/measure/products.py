@@ -1,15 +1,19 @@
 """What a machine reaches in products of matrices and in attention, by shape: the curves that all blocks share.
 
-Weights and caches are cycled through until no cache can hold them, as the layers of a model do. Where few rows meet a weight
-its bytes decide the time; the curve over rows holds that too, since efficiency is told by the time that was really taken.
+Weights and caches are cycled through until no cache can hold them, as the layers of a model do; where few rows meet them, other
+memory is read before each call besides, since in a model no operation finds its own code and data where it left them. Where few
+rows meet a weight its bytes decide the time; the curve over rows holds that too, since efficiency is told by the time that was
+really taken.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import partial
+from itertools import cycle, pairwise
+from statistics import median
 
 import torch
 
@@ -17,7 +21,7 @@ from archcompass.blocks.base import Block, Op, known_blocks
 from archcompass.blocks.runtime import GrowingState, Linear
 from archcompass.profiles.efficiency import Curve, KindEfficiency, scaled
 from archcompass.profiles.measure import build
-from archcompass.profiles.measure.clock import repeat
+from archcompass.profiles.measure.clock import processor_clock, repeat
 from archcompass.profiles.request import Request
 
 ROWS = (1, 4, 16, 64, 256, 1024)
@@ -30,6 +34,11 @@ KEYS = (128, 512, 2048, 8192)
 
 COLD_BYTES = 96 * 2**20
 """More than the caches of a processor hold."""
+
+_WEIGHT_ELEMENTS = 2**20
+
+FEW_ROWS = 64
+"""Up to here a product takes about as long as reading its weight."""
 
 NEVER = 4.0
 """The most an efficiency may be: caches beat the memory they stand before, but not by more than this."""
@@ -88,16 +97,10 @@ class Products:
 
     def _product(self, rows: int, side: int) -> float:
         """Seconds of a linear layer over [rows, side] whose weight [side, side] is in no cache."""
-        weight_bytes = side * side * self.dtype.itemsize
-        copies = max(1, min(128, COLD_BYTES // weight_bytes)) if rows <= 64 else 2
-        layers = [_layer(weight) for weight in self._cold((side, side), copies)]
+        copies = self._copies(side * side * self.dtype.itemsize) if rows <= FEW_ROWS else 2
         x = torch.randn(rows, side, device=self.device).to(self.dtype)
-
-        def cycle() -> None:
-            for layer in layers:
-                layer.forward(x)
-
-        return self._seconds(cycle, least=3) / len(layers)
+        calls = [partial(_layer(weight).forward, x) for weight in self._cold((side, side), copies)]
+        return self._each(calls, least=3, cold=rows <= FEW_ROWS)
 
     def _experts(self, rows: int, size: int) -> float:
         """Seconds that one expert takes of a grouped product with `rows` rows for each."""
@@ -110,19 +113,15 @@ class Products:
         groups = by_expert(torch.arange(experts, device=self.device).repeat_interleave(rows)[:, None], experts)
         on_device = self.device.type == "cuda" and grouped_mm_obstacle(x, weights) is None
 
-        layers = [_layer(weight) for weight in weights]
-
-        def single() -> None:
-            for layer in layers:
-                layer.forward(x[:1])
-
         def all_together() -> None:
             if on_device:
                 GROUPED_MM(x, weights.transpose(1, 2), offs=groups.ends)
             else:
                 multiply(x, weights.transpose(1, 2), None, groups)
 
-        return self._seconds(single if rows == 1 and not on_device else all_together, least=2) / experts
+        if rows == 1 and not on_device:
+            return self._each([partial(_layer(weight).forward, x[:1]) for weight in weights], least=2)
+        return self._each([all_together], least=2) / experts
 
     def _cold(self, shape: tuple[int, int], copies: int) -> list[torch.Tensor]:
         first = torch.randn(shape, device=self.device).to(self.dtype)
@@ -156,14 +155,9 @@ class Products:
         from archcompass.kernels.attention import attention
 
         q = torch.randn(1, new, 16, 64, device=self.device).to(self.dtype)
-        copies = max(1, min(16, COLD_BYTES // (2 * keys * key_heads * 64 * self.dtype.itemsize))) if new == 1 else 1
-        caches = [self._cache(keys, key_heads) for _ in range(copies)]
-
-        def cycle() -> None:
-            for k, v in caches:
-                attention(q, k, v)
-
-        return self._seconds(cycle, least=2) / copies
+        copies = self._copies(2 * keys * key_heads * 64 * self.dtype.itemsize) if new <= FEW_ROWS else 1
+        calls = [partial(attention, q, *self._cache(keys, key_heads)) for _ in range(copies)]
+        return self._each(calls, least=2, cold=new <= FEW_ROWS)
 
     def _cache(self, keys: int, key_heads: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [1, keys, key heads, 64], lying as a block's cache lays them."""
@@ -171,8 +165,33 @@ class Products:
         kept = GrowingState().append(key=k, value=v)
         return kept["key"], kept["value"]
 
-    def _seconds(self, cycle: Callable[[], None], least: int) -> float:
-        return repeat(cycle, self.device, seconds=0.12, least=least, most=20).ms * 1e-3
+    def _copies(self, size_bytes: int) -> int:
+        """So many pieces of memory that, with what is read between them, no cache holds them until their next turn."""
+        between = 4 * _WEIGHT_ELEMENTS if self.device.type == "cpu" else 0
+        return max(1, min(128, COLD_BYTES // (size_bytes + between)))
+
+    def _each(self, calls: Sequence[Callable[[], object]], least: int, cold: bool = False) -> float:
+        """Median seconds of one of `calls`, made in turn; `cold`, each after other memory has been read."""
+        on_processor, now, inside = self.device.type == "cpu", processor_clock(), list[float]()
+        other = ballast() if cold and on_processor else None
+
+        def one_after_another() -> None:
+            spent = 0.0
+            for call in calls:
+                if other is not None:
+                    next(other).sum()
+                start = now()
+                call()
+                spent += now() - start
+            inside.append(spent)
+
+        times = repeat(one_after_another, self.device, seconds=0.12, least=least, most=20)
+        return (median(inside[1:]) if on_processor else times.ms * 1e-3) / len(calls)
+
+
+def ballast() -> Iterator[torch.Tensor]:
+    """Four megabytes of memory after four others, without end: read, they drive out of the caches what was there."""
+    return cycle(torch.ones(COLD_BYTES // 4).split(_WEIGHT_ELEMENTS))
 
 
 def never_falling(times: dict[tuple[int, int], float], rows: Sequence[int], sizes: Sequence[int]) -> None:

@@ -314,12 +314,12 @@ def test_tiny_instances_differ_and_name_themselves(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", known_blocks())
-def test_the_ordinary_instance_is_one_that_can_be_built(kind: str) -> None:
+def test_instances_of_ordinary_size_can_be_built(kind: str) -> None:
     typical = known_blocks()[kind].typical()
     if typical is None:
         return
-    spec, width = typical
-    with torch.device("meta"):
-        module = spec.build(width)
-    assert spec.kind == kind
-    assert sum(parameter.numel() for parameter in module.parameters()) == spec.parameters(width).total
+    for spec in (typical[0], *known_blocks()[kind].other_sizes()):
+        with torch.device("meta"):
+            module = spec.build(typical[1])
+        assert spec.kind == kind
+        assert sum(parameter.numel() for parameter in module.parameters()) == spec.parameters(typical[1]).total

@@ -11,7 +11,7 @@ from archcompass.blocks.base import Block, known_blocks
 from archcompass.blocks.model.spec import ModelSpec
 from archcompass.blocks.runtime import Linear
 from archcompass.profiles.calibrate import calibrate
-from archcompass.profiles.efficiency import Curve, Efficiency, KindEfficiency, fastest, from_json, to_json
+from archcompass.profiles.efficiency import Curve, Efficiency, KindEfficiency, coordinates, from_json, middle, to_json
 from archcompass.profiles.hardware import find
 from archcompass.profiles.measure import calibrate as bench
 from archcompass.profiles.measure import parts, products, training
@@ -95,12 +95,27 @@ def test_an_accelerator_leaves_products_out_and_counts_them() -> None:
     assert (seen.seconds, seen.flops) == (0.0, 2 * 4 * 32 * 48)
 
 
-def test_of_several_visits_the_fastest_counts(table: tuple[Efficiency, list[float]]) -> None:
-    one = KindEfficiency(compute=Curve.over({1.0: 0.2, 4.0: 0.4}), memory=Curve.constant(0.5), launch_seconds=2e-6)
-    two = KindEfficiency(compute=Curve.over({1.0: 0.3, 4.0: 0.3}), memory=Curve.constant(0.4), launch_seconds=1e-6)
-    first, second = (replace(table[0], kinds={"gemm": kind}) for kind in (one, two))
-    merged = fastest([replace(first, step_seconds=2.0), replace(second, step_seconds=1.0)])
-    assert merged.kinds["gemm"].compute.values == ((0.3,), (0.4,))
-    assert merged.kinds["gemm"].memory.values == ((0.5,),)
-    assert merged.kinds["gemm"].launch_seconds == 1e-6
-    assert merged.step_seconds == 1.0
+def test_of_several_visits_the_middle_counts(table: tuple[Efficiency, list[float]]) -> None:
+    slow, middling, fast = (
+        KindEfficiency(
+            compute=Curve.over({1.0: share, 4.0: 0.5 - share}), memory=Curve.constant(share), launch_seconds=share
+        )
+        for share in (0.125, 0.25, 0.375)
+    )
+    visits = [replace(table[0], kinds={"gemm": k}, step_seconds=k.launch_seconds) for k in (slow, fast, middling)]
+    merged = middle(visits)
+    assert merged.kinds["gemm"].compute.values == ((0.25,), (0.25,))
+    assert merged.kinds["gemm"].memory.values == ((0.25,),)
+    assert merged.kinds["gemm"].launch_seconds == merged.step_seconds == 0.25
+
+
+def test_the_pace_of_the_delta_rule_is_known_by_the_size_of_its_heads() -> None:
+    typical = known_blocks()["gated_delta_net"].typical()
+    assert typical is not None
+    narrow, wide = Curve.over({1.0: 0.1, 64.0: 0.2}, y=4096.0), Curve.over({1.0: 0.3}, y=16384.0)
+    joined = Curve.joined([wide, narrow])
+    assert (joined.x, joined.y) == ((1.0, 64.0), (4096.0, 16384.0))
+    assert joined.values == ((0.1, 0.3), (0.2, 0.3))
+    for block, elements in ((typical[0], 128 * 128), (typical[0].other_sizes()[0], 64 * 64)):
+        op = next(op for op in block.work(typical[1], Request().step(512)) if op.kind == "delta_rule")
+        assert coordinates(op) == (512.0, elements)
