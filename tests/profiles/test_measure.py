@@ -160,6 +160,13 @@ def test_fill_gives_ordinary_values_and_leaves_no_zeros() -> None:
     assert layer.weight.std().item() == pytest.approx(0.02, rel=0.05)
 
 
+def test_fill_lets_no_token_meet_a_row_of_a_projection_in_full() -> None:
+    model = torch.nn.Sequential(torch.nn.Embedding(4096, 128), torch.nn.Linear(128, 4096))
+    build.fill(model)
+    tokens, rows = (torch.nn.functional.normalize(part.weight.detach(), dim=-1) for part in model)
+    assert (tokens @ rows.mT).abs().max() < 0.7
+
+
 def test_a_training_step_that_no_memory_holds_is_refused_not_sampled(families: dict[str, ModelSpec]) -> None:
     asked = Request(prompt=16, generate=0, mode="training", precision="fp32", batch=2**20)
     with pytest.raises(MeasurementError, match="too much for this machine"):
