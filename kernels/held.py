@@ -15,8 +15,3 @@ class Held(NamedTuple):
     peak_bytes: float
     saved_bytes: float
     backward_bytes: float = 0.0
-
-
-STRONG_HEADS = 1 / 10
-"""Share of heads that forget too fast for the centred form of their chunks, which a torch form therefore makes once more,
-exactly (`archcompass.kernels.decay`). It depends on the weights: 79 of 828 in twelve fresh models, a fourth at most."""

@@ -36,6 +36,7 @@ from archcompass.kernels.decay import (
     centred,
     decay_matrix,
     decayed,
+    made_again,
     moderated,
     running_sum,
     strong_heads,
@@ -94,8 +95,11 @@ def delta_rule_chunked(
     log_decay = log_decay.to(state.dtype)
     by_chunk = pad(log_decay, (0, 0, 0, -log_decay.shape[1] % chunk)).unflatten(1, (-1, chunk))
     strong = strong_heads(by_chunk)
-    if strong is None or FEW * strong.numel() > v.shape[2]:
-        return run(scalar_terms, state_pass, [q, k, v, beta, log_decay], state)
+    exactly = partial(run, scalar_terms, state_pass, [q, k, v, beta, log_decay], state)
+    if strong is None:
+        return exactly()
+    if FEW * strong.numel() > v.shape[2]:
+        return made_again(exactly)
     going_in, coming_out, passing = centred(moderated(by_chunk, strong))
     factors = [x.flatten(1, 2) for x in (going_in, coming_out, passing[:, 1:, None].expand(by_chunk.shape))]
     out, last = run(centred_terms, centred_pass, [q, k, v, beta, *factors], state * passing[:, 0, :, None, None])
@@ -103,7 +107,7 @@ def delta_rule_chunked(
         return out, last
     theirs = [x[:, :, strong // (v.shape[2] // k.shape[2])] for x in (q, k)]
     theirs += [x[:, :, strong] for x in (v, beta, log_decay)]
-    exact, after = run(scalar_terms, state_pass, theirs, state[:, strong])
+    exact, after = made_again(partial(run, scalar_terms, state_pass, theirs, state[:, strong]))
     return out.index_copy(2, strong, exact), last.index_copy(1, strong, after)
 
 

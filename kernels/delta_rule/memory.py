@@ -2,7 +2,7 @@
 
 from archcompass.kernels.cost import ceil_div
 from archcompass.kernels.delta_rule.cost import Decay, effective_chunk
-from archcompass.kernels.held import STRONG_HEADS, Held
+from archcompass.kernels.held import Held
 
 SEGMENT = 512
 """Tokens that the torch form works on at once in inference (as in chunked.py)."""
@@ -23,8 +23,8 @@ def delta_rule_held(
     """Arguments as in `delta_rule_cost`; `fused` when Triton kernels run it.
 
     Both forms pass the inverse, the decayed keys, what is written and the state at every chunk from kernel to kernel; the
-    torch form makes a segment's terms in float32 first. Of a decay per head it is the centred form that is counted, and the
-    exact one of a few heads besides when gradients are kept.
+    torch form makes a segment's terms in float32 first. Of a decay per head it is the centred form that is counted: of the
+    exact one nothing is kept.
     """
     chunk, rows = effective_chunk(new_tokens), batch * new_tokens
     chunks = batch * ceil_div(new_tokens, chunk)
@@ -49,9 +49,6 @@ def delta_rule_held(
     narrow = 3 * keys + shared + rounded_squares + (3 + faded) * values
     saved = rows * (element_bytes * narrow + 4 * (precise_keys + shared + squares))
     saved += chunks * state * (4 * faded + element_bytes)
-    if decay == "scalar":
-        again = element_bytes * (3 * squares + 8 * all_keys + 5 * values) + 4 * 4 * squares
-        saved += STRONG_HEADS * (rows * again + 4 * chunks * state)
     return Held(peak, saved)
 
 

@@ -15,6 +15,7 @@ serves all its heads.
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import repeat
 from typing import NamedTuple
 
@@ -26,6 +27,7 @@ from archcompass.kernels.decay import (
     STRONGEST_DECAY,
     decay_matrix,
     decayed,
+    made_again,
     moderated,
     strong_heads,
     vector_decayed_scores,
@@ -114,15 +116,25 @@ def _per_head(
     if decay is None:
         return centred_chunks(q, k, v, None, exclusive, state)
     strong = strong_heads(decay)
-    if strong is None or FEW * strong.numel() > v.shape[3]:
-        return _exact_chunks(q, k, v, decay, exclusive, state)
+    exactly = partial(_exact_chunks, q, k, v, decay, exclusive, state)
+    if strong is None:
+        return exactly()
+    if FEW * strong.numel() > v.shape[3]:
+        return made_again(exactly)
     out, last = centred_chunks(q, k, v, moderated(decay, strong), exclusive, state)
     if not strong.numel():
         return out, last
-    group = strong // (v.shape[3] // q.shape[3])
-    theirs = (q[:, :, :, group], k[:, :, :, group], v[:, :, :, strong], decay[..., strong])
-    exact, after = _exact_chunks(*theirs, exclusive, state[:, strong])
+    exact, after = made_again(partial(_exact_heads, strong, q, k, v, decay, exclusive, state))
     return out.index_copy(3, strong, exact), last.index_copy(1, strong, after)
+
+
+def _exact_heads(
+    heads: Tensor, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, exclusive: bool, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The exact form of some heads."""
+    group = heads // (v.shape[3] // q.shape[3])
+    theirs = (q[:, :, :, group], k[:, :, :, group], v[:, :, :, heads], decay[..., heads])
+    return _exact_chunks(*theirs, exclusive, state[:, heads])
 
 
 def _exact_chunks(

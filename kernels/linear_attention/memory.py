@@ -1,7 +1,7 @@
 """What decayed linear attention keeps in memory beside its inputs. Torch-free; see `archcompass.kernels.held`."""
 
 from archcompass.kernels.cost import ceil_div
-from archcompass.kernels.held import STRONG_HEADS, Held
+from archcompass.kernels.held import Held
 from archcompass.kernels.linear_attention.cost import Decay, default_chunk_size
 
 # Elements of the largest temporary that the torch form computes at once (CACHED_ELEMENTS in chunked.py).
@@ -24,7 +24,7 @@ def linear_attention_held(
     """Arguments as in `linear_attention_cost`; `fused` when Triton kernels run it.
 
     The torch form writes the output, works on a few chunks at a time, and with gradients on all of them, each with the
-    state before it. Some heads with a decay per token are made twice.
+    state before it. Heads that decay too strongly for its centred form are made once more, and nothing of that is kept.
     """
     chunk = chunk_size or default_chunk_size(decay, new_tokens)
     chunks = batch * ceil_div(new_tokens, chunk)
@@ -43,8 +43,6 @@ def linear_attention_held(
         return Held(peak + 4 * keys + 0.5 * values * element_bytes, saved, flowing)
     if decay == "scalar":
         saved = element_bytes * (2 * values + rows * key_groups * chunk + chunks * state) + 4 * chunks * state
-        again = rows * heads * (3 * chunk + 3 * key_dim + 4 * value_dim) + 2 * chunks * state
-        twice = STRONG_HEADS * (element_bytes * again + 4 * (rows * heads * 2 * chunk + chunks * state))
-        return Held(peak, saved + twice, flowing)
+        return Held(peak, saved, flowing)
     saved = element_bytes * (2 * values + 4 * keys + scores + chunks * state)
     return Held(peak, saved, flowing)

@@ -101,7 +101,7 @@ def test_what_a_step_keeps_does_not_hang_on_how_fast_heads_forget(spec: Block, s
     with torch.no_grad():
         module.get_parameter("a_log")[:strong] = 9.0
     _, forgetful = tensor_peak_bytes(keep, CPU)
-    assert forgetful < 1.02 * moderate
+    assert forgetful < 1.03 * moderate
 
 
 @pytest.mark.parametrize(("spec", "low"), CASES)
