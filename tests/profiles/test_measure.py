@@ -161,9 +161,9 @@ def test_fill_gives_ordinary_values_and_leaves_no_zeros() -> None:
 
 
 def test_fill_lets_no_token_meet_a_row_of_a_projection_in_full() -> None:
-    model = torch.nn.Sequential(torch.nn.Embedding(4096, 128), torch.nn.Linear(128, 4096))
+    model = torch.nn.Sequential(torch.nn.Embedding(4096, 128), torch.nn.Linear(128, 4096, bias=False))
     build.fill(model)
-    tokens, rows = (torch.nn.functional.normalize(part.weight.detach(), dim=-1) for part in model)
+    tokens, rows = (torch.nn.functional.normalize(weight.detach(), dim=-1) for weight in model.parameters())
     assert (tokens @ rows.mT).abs().max() < 0.7
 
 
