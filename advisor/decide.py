@@ -144,7 +144,9 @@ class Decision:
     def _memory_of(self, family: Family) -> list[Veto]:
         if self.fits[family]:
             return []
-        return [Veto(family=family, name="memory", reason=f"its smallest useful model does not fit {self.ask.memory_said}")]
+        return [
+            Veto(family=family, name="memory", reason=f"its smallest useful model does not fit {self.ask.memory_said}")
+        ]
 
 
 def trusted_family(workload: Workload) -> Family | None:

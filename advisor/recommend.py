@@ -180,7 +180,7 @@ def refusal(decision: Decision, sizes: dict[Family, Sized]) -> tuple[str, float,
     if (tokens := _tokens_that_fit(decision)) is not None:
         nearest.append(f"{say_tokens(tokens)} tokens")
     if (users := _users_that_fit(decision)) is not None:
-        nearest.append(f"{users:,} sequences at once")
+        nearest.append(f"{users:,} sequence{'s' * (users > 1)} at once")
     said = (
         f"No family fits: the smallest useful model ({say_count(least.spec.parameters().total)}) needs {say_bytes(needs)} at "
         f"{least.precision} with {say_tokens(work.context)} tokens x {work.concurrency:,}; you gave {say_bytes(has)}. "

@@ -162,7 +162,8 @@ def _bisect(ask: Callable[[float], Family | None], inside: float, outside: float
 
 def _rounded(key: str, edge: int, upward: bool) -> int:
     """A value just past the edge that people would say."""
-    unit = {"context": 1024 if edge >= 8192 else 64, "concurrency": 1, "vram": 10**9 if edge >= 10**10 else 10**8}[key]
+    tokens = 2**17 if edge >= 2**20 else 2**10 if edge >= 2**13 else 2**6
+    unit = {"context": tokens, "concurrency": 1, "vram": 10**9 if edge >= 10**10 else 10**8}[key]
     return -(-edge // unit) * unit if upward else max(1, edge // unit) * unit
 
 

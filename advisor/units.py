@@ -63,20 +63,21 @@ def within(value: object, *, low: float, high: float, unit: str = "", whole_numb
     return value
 
 
-def tokens(value: object, *, high: int = 2**40) -> int:
-    """A number of tokens: 4096, "128k", "1.5m", "20 million", "100,000 tokens".
+def tokens(value: object, *, low: int = 1, high: int = 2**40, unit: str = "tokens") -> int:
+    """A number of tokens: 4096, "128k", "1.5m", "20 million", "100,000 tokens"; or of what `unit` says.
 
     Raises:
-        InputError: no such quantity, or none between 1 and `high`.
+        InputError: no such quantity, or none between `low` and `high`.
     """
     if not isinstance(value, str):
-        return whole(value, low=1, high=high, unit="tokens")
+        return whole(value, low=low, high=high, unit=unit)
     text = re.sub(r"\s*(tokens?|tok)$", "", value.strip(), flags=re.IGNORECASE)
     text = re.sub(r"\s*(million|mio)$", "e6", re.sub(r"\s*(thousand)$", "e3", text, flags=re.IGNORECASE))
-    number, unit = split(text)
-    if unit not in TOKEN_SUFFIXES:
+    number, suffix = split(text)
+    if suffix not in TOKEN_SUFFIXES:
         raise InputError(f"is {value[:40]!r}; the suffixes of tokens are k, M and G, as in '128k'")
-    return whole(_rounded(number * TOKEN_SUFFIXES[unit]), low=1, high=high, unit="tokens")
+    count = number * TOKEN_SUFFIXES[suffix]
+    return whole(_rounded(count) if suffix or count.is_integer() else count, low=low, high=high, unit=unit)
 
 
 def context(value: object) -> int | str:
@@ -127,7 +128,7 @@ def milliseconds(value: object) -> float:
 
 def _rounded(number: float) -> float:
     """`number` without the dust of binary fractions: 1.1k is 1,126 tokens."""
-    return float(round(number)) if math.isfinite(number) else number
+    return round(number) if math.isfinite(number) else number
 
 
 def say_tokens(count: float | str) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from archcompass.advisor.cli.app import app
-from archcompass.advisor.cli.flags import AsJson, AsMarkdown, WorkloadFile, read_workload, with_workload_flags
+from archcompass.advisor.cli.flags import AsJson, AsMarkdown, WorkloadFile, read_workload, whole, with_workload_flags
 from archcompass.advisor.cli.output import console, print_json, progress
 from archcompass.errors import InputError
 
@@ -52,7 +52,7 @@ def compare(
 
     if sweep not in ("context", "batch"):
         raise InputError(f"--sweep is {sweep!r}; choose context or batch")
-    places = [units.tokens(part) for part in values.split(",")] if values else None
+    places = [whole("values", part) for part in values.split(",")] if values else None
     workload = read_workload(workload_file, flags)
     if measure:
         with progress("measuring the four families", quiet=as_json) as update:

@@ -60,8 +60,8 @@ def export(
         weights=weights,
         dtype=dtype,  # type: ignore[arg-type]
         model_type=model_type,
-        context=whole("context", context),
-        sequences=whole("concurrency", concurrency),
+        context=None if context is None else whole("context", context),
+        sequences=None if concurrency is None else whole("concurrency", concurrency),
         hardware=None if gpu is None else find(gpu),
         plan=Plan.asked(steps=steps, batch=batch, sequence=sequence, precision="bf16"),
         data=data,

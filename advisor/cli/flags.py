@@ -109,16 +109,14 @@ def read_sample(path: Path | None, bytes_per_token: float, tokenizer: Path | Non
     return measure(path, bytes_per_token=bytes_per_token, tokenizer=tokenizer)
 
 
-def whole(name: str, text: str | None) -> int | None:
-    """A whole number as people write tokens.
+def whole(name: str, text: str, low: int = 1) -> int:
+    """A whole number as people write tokens, `low` or more.
 
     Raises:
         InputError: it is none; names the flag.
     """
-    if text is None:
-        return None
     try:
-        return units.tokens(text)
+        return units.tokens(text, low=low, unit="")
     except InputError as error:
         raise InputError(f"--{name} {error}") from error
 

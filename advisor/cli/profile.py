@@ -31,7 +31,8 @@ FLAGS = (
 )
 """Keywords of `profiles.profile.profile`, which has their defaults."""
 
-COUNTED = ("batch", "prompt", "generate")
+COUNTED = {"batch": 1, "prompt": 1, "generate": 0}
+"""Flags that are whole numbers, and the least that each may be."""
 
 
 @app.command()
@@ -49,7 +50,7 @@ def profile(model: Model, flags: dict[str, Any], as_json: AsJson = False, markdo
     from archcompass.blocks.model.files import load
     from archcompass.profiles.profile import profile as run
 
-    asked = flags | {name: whole(name, flags[name]) for name in COUNTED if name in flags}
+    asked = flags | {name: whole(name, flags[name], least) for name, least in COUNTED.items() if name in flags}
     spec = load(model)
     with progress("measuring", quiet="device" not in asked) as update:
         report = run(spec, progress=update, called=model, **asked)

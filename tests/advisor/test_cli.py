@@ -130,6 +130,27 @@ def test_a_bad_flag_is_one_line_that_names_the_nearest_right_value(cli: Cli, fla
     assert "Traceback" not in done.err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["profile", "llama-3.1-8b", "--batch", "1.5"], "--batch is 1.5; write a whole number; nearest: 2"),
+        (["profile", "llama-3.1-8b", "--prompt", "0"], "--prompt is 0; it must lie between 1 and"),
+        (["compare", "--values", "4k,a"], "--values is 'a'"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_number_that_is_none_names_its_flag(cli: Cli, words: list[str], said: str) -> None:
+    done = cli(*words)
+    assert (done.code, done.out) == (2, "")
+    assert said in done.err
+
+
+def test_nothing_need_be_generated(cli: Cli) -> None:
+    (entry,) = json.loads(cli("profile", "llama-3.1-8b", "--gpu", "l4", "--generate", 0, "--json").out)["profiles"]
+    assert entry["generate"] == 0
+    assert entry["decode"] is None
+
+
 BAD_FILES = {
     "list": b"- a\n- b\n",
     "empty": b"",

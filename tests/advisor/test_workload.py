@@ -57,6 +57,7 @@ def test_times_are_read_as_people_write_them(said: object, meant: float) -> None
         ({"vram": "900PB"}, "units of memory"),
         ({"concurrency": True}, "concurrency is 'True'; write a number"),
         ({"concurrency": 1.5}, "nearest: 2"),
+        ({"context": "1.1"}, "whole number; nearest: 1"),
         ({"concurrency": 0}, "between 1 and"),
         ({"tokens_per_second": "fast"}, "tokens_per_second is 'fast'"),
         ({"tokens_per_second": "5ms"}, "without a unit"),
