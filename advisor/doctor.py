@@ -40,7 +40,7 @@ def _devices() -> list[dict[str, Any]]:
 
     cpu = {
         "device": "cpu",
-        "name": platform.processor() or platform.machine(),
+        "name": find("cpu").name,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "capability": torch.backends.cpu.get_cpu_capability(),
