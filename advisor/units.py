@@ -127,8 +127,8 @@ def milliseconds(value: object) -> float:
 
 
 def _rounded(number: float) -> float:
-    """`number` without the dust of binary fractions: 1.1k is 1,126 tokens."""
-    return round(number) if math.isfinite(number) else number
+    """`number` without the dust of binary fractions, where it can have any: 1.1k is 1,126 tokens."""
+    return round(number) if abs(number) < 2**53 else number
 
 
 def say_tokens(count: float | str) -> str:
