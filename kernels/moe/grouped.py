@@ -4,10 +4,11 @@ One operator, so that autograd, torch.compile and counters see it whole; how man
 host inside. Kept for the backward pass is what the activation was applied to, and nothing else. On the CPU the rows
 are gathered by index_select and combined by embedding_bag, which adds in float32 and beats indexing and index_add by
 two to ten times there; the products are torch's grouped_mm where it can, else one product per busy expert, as in
-float32, where `kernels/linear.py` has twice the speed, and where the rows of all experts together leave the caches.
+float32, where `kernels/linear.py` has twice the speed, and where the rows of all experts together leave the caches. A few
+bfloat16 rows for each expert are `few_rows.py`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from archcompass.kernels.eager import plain_call
 from archcompass.kernels.linear import WORTH_A_CALL, bags, linear, product, repeated, sum_of_rows, summed_rows
 from archcompass.kernels.moe.activations import Activation, Experts, experts_of
 from archcompass.kernels.moe.cost import moe_cost
+from archcompass.kernels.moe.few_rows import Batches, in_batches
 from archcompass.kernels.moe.memory import one_by_one
 
 GROUPED_MM: Any = getattr(functional, "grouped_mm", None)  # public since torch 2.10
@@ -163,18 +165,25 @@ def _forward(x: Tensor, weights: Tensor, chosen: Tensor, experts: Experts, keep:
     gate_up, down, gate_up_bias, down_bias = experts.tensors()
     if x.shape[0] == 1 and not keep:
         return _single_token(x, weights, chosen, experts), x.new_empty(0, gate_up.shape[1])
+    nothing, summing = x.new_empty(0, gate_up.shape[1]), None if experts.scale_input else weights
+    if not keep and x.is_cpu and x.dtype == torch.bfloat16 and (few := in_batches(chosen, gate_up.shape[0])):
+        before = few.multiply(_picked(x, weights, experts, few), gate_up.mT, gate_up_bias)
+        out = few.multiply(experts.activation(before), down.mT, down_bias)
+        return _combine(out, few.place, chosen.shape, summing), nothing
     groups = by_expert(chosen, gate_up.shape[0])
-    summing = None if experts.scale_input else weights
-
-    def rows(span: slice) -> Tensor:
-        picked = x.index_select(0, groups.token[span])
-        return picked.mul_(weights.flatten()[groups.order[span], None]) if experts.scale_input else picked
-
     if not keep and one_by_one(chosen.numel(), x.shape[1], x.element_size()):
-        return _combine(_one_by_one(rows, experts, groups), groups.order, chosen.shape, summing), x.new_empty(0, 0)
-    before = multiply(rows(slice(None)), gate_up.transpose(1, 2), gate_up_bias, groups)
-    out = multiply(experts.activation(before), down.transpose(1, 2), down_bias, groups)
-    return _combine(out, groups.order, chosen.shape, summing), before if keep else x.new_empty(0, gate_up.shape[1])
+        return _combine(_one_by_one(x, weights, experts, groups), groups.place, chosen.shape, summing), nothing
+    before = multiply(_picked(x, weights, experts, groups), gate_up.mT, gate_up_bias, groups)
+    out = multiply(experts.activation(before), down.mT, down_bias, groups)
+    return _combine(out, groups.place, chosen.shape, summing), before if keep else nothing
+
+
+def _picked(
+    x: Tensor, weights: Tensor, experts: Experts, groups: "Groups | Batches", span: slice = slice(None)
+) -> Tensor:
+    """The tokens of these rows, as their experts take them."""
+    picked = x.index_select(0, groups.token[span])
+    return picked.mul_(weights.flatten()[groups.order[span], None]) if experts.scale_input else picked
 
 
 def _backward(
@@ -191,7 +200,7 @@ def _backward(
     d_rows, of_inputs, d_gate_up, d_gate_up_bias = _through_gate_up(d_before, pairs, scale, experts, groups)
     d_scale = (of_inputs if experts.scale_input else of_outputs).to(weights.dtype)
     d_weights = torch.empty_like(weights).view(-1).index_copy_(0, groups.order, d_scale).view_as(weights)
-    d_x = _combine(d_rows, groups.order, chosen.shape, None)
+    d_x = _combine(d_rows, groups.place, chosen.shape, None)
     return d_x, d_weights, d_gate_up, d_down, d_gate_up_bias, d_down_bias
 
 
@@ -258,6 +267,12 @@ class Groups:
     chosen: Tensor
     ends: Tensor
 
+    @property
+    def place(self) -> Tensor:
+        """The row of each pair."""
+        rows = torch.arange(self.order.numel(), device=self.order.device)
+        return torch.empty_like(self.order).scatter_(0, self.order, rows)
+
     def runs(self) -> Iterator[tuple[int, slice]]:
         """Each busy expert and its stretch of the pairs."""
         start = 0
@@ -274,7 +289,7 @@ def by_expert(experts: Tensor, count: int) -> Groups:
     return Groups(order, order // experts.shape[1], chosen, ends)
 
 
-def _one_by_one(rows: Callable[[slice], Tensor], experts: Experts, groups: Groups) -> Tensor:
+def _one_by_one(x: Tensor, weights: Tensor, experts: Experts, groups: Groups) -> Tensor:
     """Both products of one expert before the next, whose rows are gathered in their turn.
 
     Where the rows between the products stay in the cache, all first products come before all second ones: they then read
@@ -283,11 +298,13 @@ def _one_by_one(rows: Callable[[slice], Tensor], experts: Experts, groups: Group
     gate_up, down, gate_up_bias, down_bias = experts.tensors()
     pairs = groups.order.shape[0]
     if 0 < pairs * gate_up.shape[1] <= CACHED_ELEMENTS:
-        inner = experts.activation(_of_each(rows(slice(None)), gate_up, gate_up_bias, groups))
+        inner = experts.activation(_of_each(_picked(x, weights, experts, groups), gate_up, gate_up_bias, groups))
         return _of_each(inner, down, down_bias, groups)
     out = down.new_empty(pairs, down.shape[1])
     for expert, span in groups.runs():
-        inner = experts.activation(linear(rows(span), gate_up[expert], _row(gate_up_bias, expert)))
+        inner = experts.activation(
+            linear(_picked(x, weights, experts, groups, span), gate_up[expert], _row(gate_up_bias, expert))
+        )
         out[span] = linear(inner, down[expert], _row(down_bias, expert))
     return out
 
@@ -339,13 +356,11 @@ def _row_sums(rows: Tensor, bias: Tensor | None, groups: Groups) -> Tensor:
     return total
 
 
-def _combine(rows: Tensor, order: Tensor, shape: torch.Size, weights: Tensor | None) -> Tensor:
-    """[tokens k, width] rows in `order` to their tokens' (weighted) sums [tokens, width]."""
-    pairs = torch.arange(order.numel(), device=order.device)
-    place = torch.empty_like(order).scatter_(0, order, pairs)
+def _combine(rows: Tensor, place: Tensor, shape: torch.Size, weights: Tensor | None) -> Tensor:
+    """Rows of which `place` holds that of each pair, to their tokens' (weighted) sums [tokens, width]."""
     if rows.device.type == "cpu":  # torch's operator itself: its wrapper takes as long as the sums of a few tokens
-        scale = None if weights is None else weights.flatten()
-        return torch.embedding_bag(rows, place, pairs[:: shape[1]], mode=0, per_sample_weights=scale)[0]
+        scale, first = None if weights is None else weights.flatten(), torch.arange(0, place.numel(), shape[1])
+        return torch.embedding_bag(rows, place, first, mode=0, per_sample_weights=scale)[0]
     picked = rows.index_select(0, place).view(*shape, -1)
     return picked.sum(1) if weights is None else torch.bmm(weights.unsqueeze(1), picked).squeeze(1)
 

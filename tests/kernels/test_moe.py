@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from archcompass.errors import InputError
 from archcompass.kernels.moe import expected_distinct_experts, explain, load_balance_loss, moe_cost, moe_mlp, route
 from archcompass.kernels.moe.activations import Activation, Experts
+from archcompass.kernels.moe.few_rows import in_batches
 from archcompass.kernels.moe.grouped import by_expert, grouped_mm_obstacle, moe_grouped, moe_grouped_mm
 
 GPT_OSS = {"activation": "swish", "alpha": 1.702, "limit": 0.5, "up_offset": 1.0}
@@ -120,6 +121,34 @@ def test_float32_without_gradients_goes_expert_by_expert_to_the_same_result() ->
     with torch.no_grad():
         plain = moe_mlp(weights=weights, experts=chosen, **given)
     assert torch.allclose(plain, recorded, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("scale_input", [False, True])
+@pytest.mark.parametrize("settings", [{}, GPT_OSS], ids=["silu", "gpt-oss"])
+def test_neighbours_with_a_few_rows_each_equal_their_definition(settings: dict[str, Any], scale_input: bool) -> None:
+    torch.manual_seed(7)
+    given = experts_of(8, 11, 16, 24, bias=True, dtype=torch.bfloat16, requires_grad=False)
+    chosen = torch.tensor([0, 2, 3, 4, 6, 7, 10])[torch.rand(8, 7).topk(3).indices]
+    weights = torch.rand(8, 3).bfloat16()
+    batches = in_batches(chosen, 11)
+    assert batches is not None
+    assert [experts for experts, _ in batches.spans] == [slice(0, 1), slice(2, 5), slice(6, 8), slice(10, 11)]
+    assert torch.equal(batches.order[batches.place], torch.arange(24))
+    assert len(batches.order) > 24  # some were filled up
+    wide = {name: x.double() for name, x in given.items()}
+    kind = {**settings, "scale_input": scale_input}
+    truth = moe_mlp(weights=weights.double(), experts=chosen, **wide, **kind, backend="reference")
+    mine, theirs = (
+        moe_mlp(weights=weights, experts=chosen, **given, **kind, backend=backend) for backend in ("torch", "reference")
+    )
+    assert (mine - truth).norm() <= 2 * (theirs - truth).norm()
+
+
+def test_experts_are_batched_only_where_each_has_a_few_rows() -> None:
+    assert in_batches(torch.zeros(9, 1, dtype=torch.int64), 8) is None  # nine rows for one of them
+    assert in_batches(torch.arange(3)[:, None], 8) is None  # hardly any is busy
+    assert in_batches(torch.arange(8).expand(4, 8), 8) is None  # four rows for every one
+    assert in_batches(torch.zeros(8, 1, dtype=torch.int64), 8) is not None
 
 
 def test_explain_says_who_runs_the_experts_and_what_grouped_mm_wants() -> None:
