@@ -5,14 +5,14 @@ Layout everywhere: activations [batch, time, width], heads [batch, time, heads, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from archcompass.kernels.linear import linear
+from archcompass.kernels.linear import linear, linears
 
 if TYPE_CHECKING:
     from archcompass.blocks.base import Block
@@ -277,6 +277,10 @@ class BlockModule(nn.Module):
     def after_step(self) -> None:
         """What a block does by itself after each training step, once the optimizer has moved its weights."""
 
+    def read_together(self) -> Sequence[Sequence[Linear]]:
+        """Layers without bias, of inputs of one width, that `at_once` runs; for decoding they are laid one behind the other."""
+        return ()
+
     def twin(self, layer: int) -> BlockModule:
         """This block at one more place of a model that shares its weights; `layer` is the depth there.
 
@@ -310,6 +314,16 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
+
+
+def at_once(layers: Sequence[Linear], inputs: Tensor) -> Sequence[Tensor]:
+    """Every layer of its own input [layers, ..., width]: one call for a single token and matrices laid together.
+
+    A module of another type in a layer's place (an adapter's, say) is called, so that nothing of it is lost.
+    """
+    known = all(type(layer) is Linear for layer in layers)
+    products = linears(inputs, [layer.weight for layer in layers]) if known else None
+    return [layer(x) for layer, x in zip(layers, inputs, strict=True)] if products is None else products
 
 
 def initialise(module: nn.Module) -> None:

@@ -7,6 +7,7 @@ lies by columns is summed column by column instead. The precision is the same, t
 """
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -46,6 +47,50 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     elif x.dtype is torch.bfloat16 and rows == 1 and weight.stride() == (1, columns):
         return _one_row(x, weight, bias)
     return F.linear(x, weight, bias)
+
+
+def linears(inputs: Tensor, weights: Sequence[Tensor]) -> Sequence[Tensor] | None:
+    """x Wᵀ of each pair in one call, for single rows in bfloat16 and matrices that lie as `together` lays them.
+
+    Args:
+        inputs: [matrices, ..., in].
+        weights: [out, in] each, of any number of columns.
+
+    Returns:
+        [..., out] of each pair; None where the products are the caller's to make, one by one.
+    """
+    first, count, width = weights[0], len(weights), inputs.shape[-1]
+    if inputs.dtype is not torch.bfloat16 or inputs.numel() != count * width or not inputs.is_cpu:
+        return None
+    if not (plain_call(inputs, *weights) and _lie_together(weights)):
+        return None
+    columns = tuple(weight.shape[0] for weight in weights)
+    piece = math.gcd(*columns)
+    piece //= _parts(piece, width * sum(columns) // piece)
+    rows, offsets, whose = _pieces(width, columns, piece)
+    table = first.as_strided((len(rows), piece), (piece, 1))
+    y = summed_rows(table, rows, offsets, inputs.view(count, width).index_select(0, whose).view(-1))
+    return [part.view(*inputs.shape[1:-1], -1) for part in y.view(-1).split(columns)]
+
+
+def together(weights: Sequence[Tensor]) -> list[Tensor]:
+    """The same matrices [out, in] by columns, in one memory and in this order."""
+    memory = weights[0].new_empty(sum(weight.numel() for weight in weights))
+    parts = memory.split([weight.numel() for weight in weights])
+    laid = [part.view(weight.shape[::-1]).t() for part, weight in zip(parts, weights, strict=True)]
+    return [place.copy_(weight) for place, weight in zip(laid, weights, strict=True)]
+
+
+def _lie_together(weights: Sequence[Tensor]) -> bool:
+    """Whether bfloat16 matrices lie by columns in one memory, each where the one before it ends."""
+    memory, end = weights[0].untyped_storage().data_ptr(), weights[0].storage_offset()
+    for weight in weights:
+        if weight.dtype is not torch.bfloat16 or weight.stride() != (1, weight.shape[0]):
+            return False
+        if weight.storage_offset() != end or weight.untyped_storage().data_ptr() != memory:
+            return False
+        end += weight.numel()
+    return True
 
 
 def product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
@@ -128,6 +173,16 @@ def bags(width: int, parts: int) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(False):
         rows = torch.arange(parts * width).view(width, parts).t().flatten()
         return rows, torch.arange(0, parts * width, width)
+
+
+@lru_cache(maxsize=256)
+def _pieces(width: int, columns: tuple[int, ...], piece: int) -> tuple[Tensor, Tensor, Tensor]:
+    """`bags` of matrices behind one another, cut into pieces of their columns; and which matrix each piece is of."""
+    times = [count // piece for count in columns]
+    with torch.inference_mode(False):
+        rows = [bags(width, n)[0] + width * sum(times[:before]) for before, n in enumerate(times)]
+        whose = torch.arange(len(columns)).repeat_interleave(torch.tensor(times))
+        return torch.cat(rows), torch.arange(0, width * sum(times), width), whose
 
 
 def _parts(columns: int, width: int) -> int:

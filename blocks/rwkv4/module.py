@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from archcompass.blocks.base import Block
-from archcompass.blocks.runtime import BlockModule, BlockState, Context, FixedState, Linear
+from archcompass.blocks.runtime import BlockModule, BlockState, Context, FixedState, Linear, at_once
 from archcompass.blocks.rwkv4.spec import SEGMENT, RWKV4ChannelMix, RWKV4TimeMix
 from archcompass.blocks.time_mixing import ShiftState, hide, keeps, previous, wide
 from archcompass.kernels.diagonal_scan import diagonal_scan
@@ -48,14 +48,17 @@ class RWKV4TimeMixModule(BlockModule):
             self.decay.copy_(torch.linspace(-5, 3, len(self.decay)))
         nn.init.zeros_(self.bonus)
 
+    def read_together(self) -> tuple[tuple[Linear, ...]]:
+        return ((self.key, self.value, self.receptance),)
+
     def forward(
         self, x: Tensor, state: BlockState | None = None, context: Context | None = None
     ) -> tuple[Tensor, BlockState | None]:
         before = state if isinstance(state, RWKV4State) else None
         x = hide(x, context)
         shifted = previous(x, None if before is None else before.shift)
-        key, value, receptance = torch.lerp(shifted, x, self.mix.view(3, 1, 1, -1))
-        k, v, r = self._only_real(wide(self.key(key)), context), self.value(value), self.receptance(receptance)
+        k, v, r = at_once(*self.read_together(), torch.lerp(shifted, x, self.mix.view(3, 1, 1, -1)))
+        k = self._only_real(wide(k), context)
         means = self._mean_of_one if k.shape[1] == 1 else self._means
         mean, sums = means(k, v, *self._first_sums(k, before))
         y = self.output(r.sigmoid() * mean.to(x.dtype))
@@ -137,13 +140,16 @@ class RWKV4ChannelMixModule(BlockModule):
         with torch.no_grad():
             self.mix.copy_(torch.linspace(0, 1, self.width).expand(2, -1))
 
+    def read_together(self) -> tuple[tuple[Linear, ...]]:
+        return ((self.key, self.receptance),)
+
     def forward(
         self, x: Tensor, state: BlockState | None = None, context: Context | None = None
     ) -> tuple[Tensor, BlockState | None]:
         x = hide(x, context)
         shifted = previous(x, state.shift if isinstance(state, ShiftState) else None)
-        key, receptance = torch.lerp(shifted, x, self.mix.view(2, 1, 1, -1))
-        y = self.receptance(receptance).sigmoid() * self.value(F.relu(self.key(key)).square())
+        k, r = at_once(*self.read_together(), torch.lerp(shifted, x, self.mix.view(2, 1, 1, -1)))
+        y = r.sigmoid() * self.value(F.relu(k).square())
         return y, ShiftState(x[:, -1].clone()) if keeps(context) else None
 
 

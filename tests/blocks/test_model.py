@@ -12,6 +12,7 @@ from archcompass.blocks.model.module import LanguageModel
 from archcompass.blocks.model.spec import ModelSpec
 from archcompass.blocks.precision import FP32
 from archcompass.errors import InputError
+from archcompass.kernels.linear import linears
 
 ATTENTION = {"kind": "attention", "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
 WINDOW = ATTENTION | {"sliding_window": 6}
@@ -27,6 +28,7 @@ GUIDED = {
 }
 LATENT = {"kind": "mla", "num_attention_heads": 4, "q_lora_rank": 24, "kv_lora_rank": 16, "qk_nope_head_dim": 16}
 LATENT |= {"qk_rope_head_dim": 8, "v_head_dim": 16, "indexer": {"n_heads": 16, "head_dim": 8, "topk": 6}}
+RWKV_CHANNELS = {"kind": "rwkv4_channel_mix", "intermediate_size": 96}
 SPARSE = ATTENTION | {"kind": "block_sparse_attention", "block_size": 4, "topk_blocks": 2}
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -47,6 +49,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "blocks": {"p": {"kind": "parallel", "branches": {"attention": WINDOW, "mamba": MAMBA}}, "m": MLP},
         "layers": "2*(p m)",
     },
+    "rwkv": {"blocks": {"t": {"kind": "rwkv4_time_mix"}, "c": RWKV_CHANNELS}, "layers": "2*(t c)"},
     "guided": {
         "blocks": {"s": MAMBA, "g": GUIDED},
         "layers": "s | g | s | g",
@@ -257,6 +260,10 @@ def test_a_layout_for_decoding_changes_nothing_but_strides(name: str, monkeypatc
     monkeypatch.setattr("archcompass.blocks.model.module.SMALLEST_SIDE", 16)
     model, laid = build(name, torch.bfloat16), build(name, torch.bfloat16).for_decoding()
     assert laid.embedding.weight.stride() == (1, 120)
+    for layer in laid.layers:
+        for group in layer.block.read_together():
+            with torch.inference_mode():
+                assert linears(torch.zeros(len(group), 1, 64).bfloat16(), [one.weight for one in group]) is not None
     for (key, mine), (same, theirs) in zip(model.state_dict().items(), laid.state_dict().items(), strict=True):
         assert key == same
         assert torch.equal(mine, theirs)

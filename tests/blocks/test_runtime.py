@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from archcompass.blocks.runtime import Context, GrowingState
+from archcompass.blocks.runtime import Context, GrowingState, Linear, at_once
+from archcompass.kernels.linear import together
 
 
 def numbered(start: int, time: int) -> torch.Tensor:
@@ -90,3 +91,19 @@ def test_gradients_pass_through_a_state(grad: bool) -> None:
     if grad:
         (first.sum() + second.sum()).backward()
         assert torch.allclose(x.grad, torch.where(torch.arange(9).view(1, 9, 1) < 6, 4 * x, 2 * x))
+
+
+def test_a_stranger_among_layers_that_are_read_together_is_called() -> None:
+    class Doubled(Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    first, second, stranger = Linear(64, 48).bfloat16(), Linear(64, 48).bfloat16(), Doubled(64, 48).bfloat16()
+    weights = together([torch.randn(48, 64).bfloat16() for _ in range(2)])
+    for layer, weight in zip((first, second, stranger), (*weights, weights[1]), strict=True):
+        layer.weight.data = weight
+    inputs = torch.randn(2, 1, 64).bfloat16()
+    with torch.inference_mode():
+        one, two = at_once([first, second], inputs)
+        assert torch.equal(one, first(inputs[0]))
+        assert torch.equal(at_once([first, stranger], inputs)[1], 2 * two)

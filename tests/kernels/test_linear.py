@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from archcompass.kernels.linear import linear, products
+from archcompass.kernels.linear import linear, linears, products, together
 
 
 @pytest.mark.parametrize("rows", [(1,), (1, 1), (2, 2), (3, 40), (0, 4)])
@@ -54,3 +54,32 @@ def test_stacks_of_large_products_are_right_and_counted(stack: tuple[int, int]) 
     with FlopCounterMode(display=False) as counter:
         products(left, right)
     assert counter.get_total_flops() == 2 * stack[0] * stack[1] * 64 * 96 * 256
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("columns", [(384, 384, 384), (768, 192), (95, 33)])
+def test_matrices_laid_together_say_what_each_says_alone(columns: tuple[int, ...], threads: int) -> None:
+    inputs, before = torch.randn(len(columns), 1, 1, 352).bfloat16(), torch.get_num_threads()
+    weights = [torch.randn(count, 352).bfloat16() for count in columns]
+    laid = together(weights)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(laid, weights, strict=True))
+    try:
+        torch.set_num_threads(threads)
+        outputs = linears(inputs, laid)
+    finally:
+        torch.set_num_threads(before)
+    assert outputs is not None
+    for x, weight, y in zip(inputs, laid, outputs, strict=True):
+        assert torch.equal(y, linear(x, weight))
+
+
+def test_what_cannot_be_one_call_is_left_to_the_caller() -> None:
+    inputs, weights = torch.randn(2, 1, 64).bfloat16(), [torch.randn(48, 64).bfloat16() for _ in range(2)]
+    laid = together(weights)
+    assert linears(inputs, laid) is not None
+    assert linears(inputs, weights) is None
+    assert linears(inputs, laid[::-1]) is None
+    assert linears(inputs, [together([weight])[0] for weight in weights]) is None
+    assert linears(inputs.expand(2, 3, 64), laid) is None
+    assert linears(inputs.float(), together([weight.float() for weight in weights])) is None
+    assert linears(inputs.requires_grad_(), laid) is None
