@@ -1,6 +1,6 @@
 """The delta rule and the selective scan on this CPU, against what they are made of and what they replace.
 
-    python benchmarks/cpu_delta_scan.py [--rounds 15] [--threads 1 2] [--output benchmarks/results/cpu_delta_scan.json]
+    python benchmarks/cpu_delta_scan.py [--rounds 15] [--threads 2 1] [--output benchmarks/results/cpu_delta_scan.json]
 
 For a Gated DeltaNet layer and a Mamba-1 layer (width 768, 2048 tokens) it times the layer, its floor (projections and
 convolution alone), the operation inside, and the same operation as a loop over tokens; a single step against the

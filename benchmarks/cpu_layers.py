@@ -1,6 +1,6 @@
 """A Mamba-2 layer on this CPU, against what it is made of and what it replaces.
 
-    python benchmarks/cpu_layers.py [--rounds 15] [--threads 1 2] [--output benchmarks/results/cpu_layers.json]
+    python benchmarks/cpu_layers.py [--rounds 15] [--threads 2 1] [--output benchmarks/results/cpu_layers.json]
 
 Times the layer (width 768, 24 heads of 64, 128 rows of state, 2048 tokens), its floor (projections and convolution
 alone), its linear attention alone, as a loop over tokens, and compiled by torch; then a single step of the layer
