@@ -38,6 +38,7 @@ from archcompass.blocks.terms import (
     costed,
     gemm,
     pointwise,
+    shared_heads,
 )
 from archcompass.errors import SpecError, UnknownNameError, nearest
 
@@ -103,6 +104,11 @@ class Block(BaseModel):
         largest = max((op.activation_bytes for op in operations), default=0)
         saved = sum(op.activation_bytes * op.count for op in operations) if step.training else 0
         return Live(peak_bytes=largest, saved_bytes=saved, backward_bytes=largest * step.training)
+
+    def share(self, cards: int) -> Self:
+        """The part that each of `cards` computes where they share every product (tensor parallel): some heads, some hidden
+        channels. A block that does not say is counted whole on each, which errs high."""
+        return self
 
     def check(self, width: int) -> None:
         """Refuses a width this block cannot act on.
@@ -228,4 +234,5 @@ __all__ = [
     "gemm",
     "known_blocks",
     "pointwise",
+    "shared_heads",
 ]

@@ -268,6 +268,12 @@ class Traits(NamedTuple):
     causal_in_training: bool = True
 
 
+def shared_heads(heads: int, groups: int, cards: int) -> tuple[int, int]:
+    """(heads, groups they come in) on the fullest of `cards`; a group is never cut, but copied."""
+    kept = -(-groups // cards)
+    return -(-heads // (cards * kept)) * kept, kept
+
+
 def gemm(step: Step, name: str, rows: int, inner: int, columns: int, *, quantised: bool = True, count: int = 1) -> Op:
     """A matrix product of `rows` activations with a weight [inner, columns]; three products when training."""
     passes = 3 if step.training else 1

@@ -21,6 +21,13 @@ class Worst(NamedTuple):
     activations: float
 
 
+def on_one_card(spec: ModelSpec, request: Request, cards: int) -> ModelSpec:
+    """The model as each of `cards` computes it. The stream, its norms and the logits are on every card."""
+    if cards == 1 or request.parallel != "tensor":
+        return spec
+    return spec.model_copy(update={"blocks": {name: block.share(cards) for name, block in spec.blocks.items()}})
+
+
 def forward_peak(spec: ModelSpec, step: Step) -> float:
     """Bytes alive at once in a forward call, beside weights and state, logits included."""
     stream = _stream(spec, step)
@@ -49,7 +56,8 @@ def training_worst(spec: ModelSpec, request: Request, step: Step, cards: int = 1
     """
     element = (4.0 if request.precision == "fp32" else 2.0) / cards
     counts, stream = spec.parameters(), _stream(spec, step)
-    parts = {name: _kept(spec, name, request, step) for name in spec.blocks}
+    part = on_one_card(spec, request, cards)
+    parts = {name: _kept(part, name, request, step) for name in spec.blocks}
     weights = {name: element * block.parameters(spec.hidden_size).total for name, block in spec.blocks.items()}
     order = [name for layer in spec.expanded for name in layer]
     saved = sum(parts[name].saved_bytes for name in order)  # the embeddings too: they are what the first norm keeps

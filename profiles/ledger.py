@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from archcompass.blocks.base import StateTensor, Step
 from archcompass.blocks.model.spec import ModelSpec
-from archcompass.profiles.activations import forward_peak, training_worst
+from archcompass.profiles.activations import forward_peak, on_one_card, training_worst
 from archcompass.profiles.hardware import Hardware
 from archcompass.profiles.request import Request
 from archcompass.profiles.units import GB, GIB
@@ -207,7 +207,8 @@ def _activations(spec: ModelSpec, request: Request, hardware: Hardware) -> float
     """The most alive in any forward call: the widest chunk of the prefill, or a decode step."""
     steps: list[Step] = [step for _, step in request.prefill_steps()]
     last = request.step(1, max(request.context - 1, 0))
-    return max(forward_peak(spec, replace(step, fused=not hardware.is_cpu)) for step in [*steps[:1], last])
+    part = on_one_card(spec, request, hardware.count)
+    return max(forward_peak(part, replace(step, fused=not hardware.is_cpu)) for step in [*steps[:1], last])
 
 
 def _training(spec: ModelSpec, request: Request, hardware: Hardware) -> dict[str, float]:

@@ -9,7 +9,19 @@ from typing import Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from archcompass.blocks.base import Block, Live, Op, Parameters, StateTensor, Step, Traits, costed, gemm, pointwise
+from archcompass.blocks.base import (
+    Block,
+    Live,
+    Op,
+    Parameters,
+    StateTensor,
+    Step,
+    Traits,
+    costed,
+    gemm,
+    pointwise,
+    shared_heads,
+)
 from archcompass.blocks.rope import Rope
 from archcompass.errors import SpecError
 from archcompass.kernels.attention.cost import attention_cost
@@ -200,6 +212,10 @@ class Attention(Block):
         shape = (step.batch, *heads, step.new_tokens, keys, self.head_dim, self.head_dim)
         operation = costed(step, "attention", "attention", cost, shape)
         return operation if step.training else operation._replace(state_bytes=step.cached_bytes(cost.state_bytes))
+
+    def share(self, cards: int) -> Self:
+        heads, groups = shared_heads(self.num_attention_heads, self.num_key_value_heads, cards)
+        return self.model_copy(update={"num_attention_heads": heads, "num_key_value_heads": groups})
 
     @classmethod
     def tiny(cls) -> list[Self]:

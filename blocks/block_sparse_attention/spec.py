@@ -15,7 +15,18 @@ from typing import Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from archcompass.blocks.base import Block, Op, Parameters, StateTensor, Step, Traits, costed, gemm, pointwise
+from archcompass.blocks.base import (
+    Block,
+    Op,
+    Parameters,
+    StateTensor,
+    Step,
+    Traits,
+    costed,
+    gemm,
+    pointwise,
+    shared_heads,
+)
 from archcompass.blocks.rope import Rope
 from archcompass.errors import SpecError
 from archcompass.kernels.attention.cost import attention_cost, sparse_attention_cost
@@ -181,6 +192,10 @@ class BlockSparseAttention(Block):
         shape = (step.batch, *heads, step.new_tokens, keys, self.head_dim, self.head_dim)
         operation = costed(step, "attention", "window attention", cost, shape)
         return operation if step.training else operation._replace(state_bytes=step.cached_bytes(cost.state_bytes))
+
+    def share(self, cards: int) -> Self:
+        heads, groups = shared_heads(self.num_attention_heads, self.num_key_value_heads, cards)
+        return self.model_copy(update={"num_attention_heads": heads, "num_key_value_heads": groups})
 
     @classmethod
     def tiny(cls) -> list[Self]:

@@ -8,7 +8,18 @@ from typing import Literal, Self
 
 from pydantic import PositiveFloat, PositiveInt, model_validator
 
-from archcompass.blocks.base import Block, Live, Op, Parameters, StateTensor, Step, Traits, gemm, pointwise
+from archcompass.blocks.base import (
+    Block,
+    Live,
+    Op,
+    Parameters,
+    StateTensor,
+    Step,
+    Traits,
+    gemm,
+    pointwise,
+    shared_heads,
+)
 from archcompass.blocks.recurrence import (
     channels_alive,
     conv_state,
@@ -123,6 +134,10 @@ class GatedDeltaNet(Block):
         saved = channels_alive(step, projected + self.conv_channels, cast)
         norm = norm_held(step, self.value_width)
         return recurrent_live(step, before, core, norm, self.value_width, saved, self.conv_channels)
+
+    def share(self, cards: int) -> Self:
+        heads, groups = shared_heads(self.num_value_heads, self.num_key_heads, cards)
+        return self.model_copy(update={"num_value_heads": heads, "num_key_heads": groups})
 
     @classmethod
     def tiny(cls) -> list[Self]:

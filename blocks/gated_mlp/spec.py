@@ -64,6 +64,9 @@ class GatedMLP(Block):
             * step.training,  # of the product and of the activation
         )
 
+    def share(self, cards: int) -> Self:
+        return self.model_copy(update={"intermediate_size": -(-self.intermediate_size // cards)})
+
     @classmethod
     def tiny(cls) -> list[Self]:
         return [cls(intermediate_size=48), cls(intermediate_size=32, hidden_act="relu2", gated=False, bias=True)]

@@ -96,6 +96,9 @@ class KimiDelta(Block):
         saved = channels_alive(step, projected, 5 * inner)
         return recurrent_live(step, before, core, norm_held(step, inner, "sigmoid"), inner, saved, 3 * inner)
 
+    def share(self, cards: int) -> Self:
+        return self.model_copy(update={"num_attention_heads": -(-self.num_attention_heads // cards)})
+
     @classmethod
     def tiny(cls) -> list[Self]:
         return [

@@ -96,6 +96,9 @@ class Lightning(Block):
         found = recurrent_live(step, activated, core, gated, inner, 2 * activated)
         return found._replace(peak_bytes=max(found.peak_bytes, 2 * activated))
 
+    def share(self, cards: int) -> Self:
+        return self.model_copy(update={"num_attention_heads": -(-self.num_attention_heads // cards)})
+
     @classmethod
     def tiny(cls) -> list[Self]:
         return [

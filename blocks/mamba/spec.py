@@ -126,6 +126,9 @@ class Mamba(Block):
             backward_bytes=core.backward_bytes * step.training,
         )
 
+    def share(self, cards: int) -> Self:
+        return self.model_copy(update={"intermediate_size": -(-self.intermediate_size // cards)})
+
     @classmethod
     def tiny(cls) -> list[Self]:
         return [

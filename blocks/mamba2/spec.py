@@ -11,7 +11,19 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from archcompass.blocks.base import Block, Live, Op, Parameters, StateTensor, Step, Traits, costed, gemm, pointwise
+from archcompass.blocks.base import (
+    Block,
+    Live,
+    Op,
+    Parameters,
+    StateTensor,
+    Step,
+    Traits,
+    costed,
+    gemm,
+    pointwise,
+    shared_heads,
+)
 from archcompass.blocks.recurrence import channels_alive, linear_held, norm_held, recurrent_live
 from archcompass.errors import SpecError
 from archcompass.kernels.conv.cost import causal_conv_cost
@@ -168,6 +180,10 @@ class Mamba2(Block):
         narrow = self.projected_width + self.conv_channels + self.inner_width
         before, saved = (channels_alive(step, narrow, kept * self.num_heads) for kept in (2, 8))
         return recurrent_live(step, before, core, norm, self.inner_width, saved, self.conv_channels)
+
+    def share(self, cards: int) -> Self:
+        heads, groups = shared_heads(self.num_heads, self.n_groups, cards)
+        return self.model_copy(update={"num_heads": heads, "n_groups": groups})
 
     @classmethod
     def tiny(cls) -> list[Self]:

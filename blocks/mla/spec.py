@@ -272,6 +272,9 @@ class MLA(Block):
             return 0.0
         return prompt_bytes(tokens=step.new_tokens, group=1, key_dim=self.qk_head_dim, value_dim=self.v_head_dim)
 
+    def share(self, cards: int) -> Self:
+        return self.model_copy(update={"num_attention_heads": -(-self.num_attention_heads // cards)})
+
     @classmethod
     def tiny(cls) -> list[Self]:
         base = {"num_attention_heads": 4, "kv_lora_rank": 24, "qk_nope_head_dim": 16, "v_head_dim": 12}

@@ -197,6 +197,10 @@ class MoE(Block):
             backward_bytes=max(flowing * step.training, shared.backward_bytes),
         )
 
+    def share(self, cards: int) -> Self:
+        sizes = ("moe_intermediate_size", "shared_expert_intermediate_size")
+        return self.model_copy(update={size: -(-getattr(self, size) // cards) for size in sizes})
+
     @classmethod
     def tiny(cls) -> list[Self]:
         base = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16}

@@ -98,6 +98,9 @@ class Parallel(Block):
             backward_bytes=outputs * step.training + max(part.backward_bytes for part in parts),
         )
 
+    def share(self, cards: int) -> Self:
+        return self.model_copy(update={"branches": {name: one.share(cards) for name, one in self.branches.items()}})
+
     @classmethod
     def tiny(cls) -> list[Self]:
         attention = {"kind": "attention", "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}

@@ -108,3 +108,24 @@ def test_what_a_step_keeps_does_not_hang_on_how_fast_heads_forget(spec: Block, s
 def test_nothing_is_kept_without_training(spec: Block, low: float) -> None:
     live = spec.live(TINY_WIDTH, Step(new_tokens=TOKENS))
     assert live.saved_bytes == live.backward_bytes == 0
+
+
+SHARED = [
+    pytest.param(spec, id=f"{kind}-{index}")
+    for kind, block in known_blocks().items()
+    for index, spec in enumerate(block.tiny())
+]
+
+
+@pytest.mark.parametrize("cards", [2, 3, 64])
+@pytest.mark.parametrize("spec", SHARED)
+def test_what_a_card_computes_of_a_block_is_a_block_and_all_parts_together_are_the_whole(
+    spec: Block, cards: int
+) -> None:
+    part = spec.share(cards)
+    assert type(spec).model_validate(part.model_dump()) == part
+    assert spec.share(1) == spec
+    whole, each = spec.parameters(TINY_WIDTH), part.parameters(TINY_WIDTH)
+    assert each.total <= whole.total <= cards * each.total
+    step = Step(new_tokens=TOKENS)
+    assert part.live(TINY_WIDTH, step).peak_bytes <= spec.live(TINY_WIDTH, step).peak_bytes

@@ -89,6 +89,8 @@ def test_cards_share_weights_and_copy_what_cannot_be_split(llama: ModelSpec) -> 
     one, four = held(llama, "h100-sxm", prompt=4096), held(llama, "4x h100-sxm", prompt=4096)
     assert four.per_card_bytes < one.per_card_bytes / 2
     assert four.weights_bytes == pytest.approx(one.weights_bytes, rel=1e-3)
+    # Heads and hidden channels are shared out, the stream is on every card.
+    assert one.activation_bytes / 4 < four.activation_bytes / 4 < one.activation_bytes / 2
     sixteen = held(llama, "16x h100-sxm", prompt=4096)
     assert sixteen.state_bytes == 2 * one.state_bytes  # 8 key heads on 16 cards: every head twice
     assert any("copies" in note for note in sixteen.notes)
