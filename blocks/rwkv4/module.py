@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from archcompass.blocks.base import Block
 from archcompass.blocks.runtime import BlockModule, BlockState, Context, FixedState, Linear, at_once
-from archcompass.blocks.rwkv4.spec import SEGMENT, RWKV4ChannelMix, RWKV4TimeMix
+from archcompass.blocks.rwkv4.spec import SEGMENT, ChannelMix, RWKV4TimeMix
 from archcompass.blocks.time_mixing import ShiftState, hide, keeps, previous, wide
 from archcompass.kernels.diagonal_scan import diagonal_scan
 
@@ -126,10 +126,10 @@ class RWKV4TimeMixModule(BlockModule):
         return torch.cat([m.unsqueeze(1), new[:, :-1]], dim=1), new
 
 
-class RWKV4ChannelMixModule(BlockModule):
+class ChannelMixModule(BlockModule):
     """x [batch, time, width] -> [batch, time, width]. The rows of `mix` are μ of key and receptance."""
 
-    def __init__(self, spec: RWKV4ChannelMix, width: int) -> None:
+    def __init__(self, spec: ChannelMix, width: int) -> None:
         super().__init__(spec, width)
         self.mix = nn.Parameter(torch.empty(2, width))
         self.key = Linear(width, spec.intermediate_size)
@@ -143,12 +143,16 @@ class RWKV4ChannelMixModule(BlockModule):
     def read_together(self) -> tuple[tuple[Linear, ...]]:
         return ((self.key, self.receptance),)
 
+    def mixed(self, x: Tensor, shifted: Tensor) -> Tensor:
+        """The inputs of key and receptance, [2, batch, time, width]: shares μ of x, the rest of the token before."""
+        return torch.lerp(shifted, x, self.mix.view(2, 1, 1, -1))
+
     def forward(
         self, x: Tensor, state: BlockState | None = None, context: Context | None = None
     ) -> tuple[Tensor, BlockState | None]:
         x = hide(x, context)
         shifted = previous(x, state.shift if isinstance(state, ShiftState) else None)
-        k, r = at_once(*self.read_together(), torch.lerp(shifted, x, self.mix.view(2, 1, 1, -1)))
+        k, r = at_once(*self.read_together(), self.mixed(x, shifted))
         y = r.sigmoid() * self.value(F.relu(k).square())
         return y, ShiftState(x[:, -1].clone()) if keeps(context) else None
 
@@ -157,5 +161,5 @@ def build(spec: Block, width: int, layer: int) -> BlockModule:
     """The module of an RWKV-4 spec."""
     if isinstance(spec, RWKV4TimeMix):
         return RWKV4TimeMixModule(spec, width)
-    assert isinstance(spec, RWKV4ChannelMix)
-    return RWKV4ChannelMixModule(spec, width)
+    assert isinstance(spec, ChannelMix)
+    return ChannelMixModule(spec, width)

@@ -79,15 +79,13 @@ class RWKV4TimeMix(Block):
         return cls(), 768
 
 
-class RWKV4ChannelMix(Block):
-    """RWKV-4's channel mixer, which sees one token back.
+class ChannelMix(Block):
+    """The channel mixer of RWKV-4 and RWKV-6, which sees one token back.
 
     Attributes:
         intermediate_size: hidden channels (I).
     """
 
-    label = "RWKV-4 channel mix"
-    kind: Literal["rwkv4_channel_mix"] = "rwkv4_channel_mix"
     intermediate_size: PositiveInt
 
     @property
@@ -118,6 +116,13 @@ class RWKV4ChannelMix(Block):
             saved_bytes=channels_alive(step, 5 * width + hidden) * step.training,
             backward_bytes=channels_alive(step, 3 * self.intermediate_size) * step.training,  # of the square
         )
+
+
+class RWKV4ChannelMix(ChannelMix):
+    """RWKV-4's channel mixer; μ is the share of the token itself."""
+
+    label = "RWKV-4 channel mix"
+    kind: Literal["rwkv4_channel_mix"] = "rwkv4_channel_mix"
 
     @classmethod
     def tiny(cls) -> list[Self]:

@@ -6,8 +6,9 @@ from torch.nn import functional as F
 
 from archcompass.blocks.base import Block
 from archcompass.blocks.runtime import BlockModule, BlockState, Context, Linear
+from archcompass.blocks.rwkv4.module import ChannelMixModule
 from archcompass.blocks.rwkv6.spec import RWKV6ChannelMix, RWKV6TimeMix
-from archcompass.blocks.time_mixing import ShiftedMatrixState, ShiftState, hide, keeps, previous, recall, wide
+from archcompass.blocks.time_mixing import ShiftedMatrixState, hide, keeps, previous, recall, wide
 
 
 class RWKV6TimeMixModule(BlockModule):
@@ -76,28 +77,15 @@ class RWKV6TimeMixModule(BlockModule):
         return flat.view_as(y)
 
 
-class RWKV6ChannelMixModule(BlockModule):
-    """x [batch, time, width] -> [batch, time, width]. The rows of `mix` are μ of key and receptance."""
-
-    def __init__(self, spec: RWKV6ChannelMix, width: int) -> None:
-        super().__init__(spec, width)
-        self.mix = nn.Parameter(torch.empty(2, width))
-        self.key = Linear(width, spec.intermediate_size)
-        self.value = Linear(spec.intermediate_size, width)
-        self.receptance = Linear(width, width)
+class RWKV6ChannelMixModule(ChannelMixModule):
+    """RWKV-4's, but for μ, which is the share of the token before."""
 
     def reset_parameters(self) -> None:
         with torch.no_grad():
             self.mix.copy_((1 - torch.linspace(0, 1, self.width)).expand(2, -1))
 
-    def forward(
-        self, x: Tensor, state: BlockState | None = None, context: Context | None = None
-    ) -> tuple[Tensor, BlockState | None]:
-        x = hide(x, context)
-        shifted = previous(x, state.shift if isinstance(state, ShiftState) else None)
-        key, receptance = (torch.lerp(x, shifted, share) for share in self.mix)
-        y = self.receptance(receptance).sigmoid() * self.value(F.relu(self.key(key)).square())
-        return y, ShiftState(x[:, -1].clone()) if keeps(context) else None
+    def mixed(self, x: Tensor, shifted: Tensor) -> Tensor:
+        return super().mixed(shifted, x)
 
 
 def build(spec: Block, width: int, layer: int) -> BlockModule:

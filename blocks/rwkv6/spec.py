@@ -15,6 +15,7 @@ from pydantic import PositiveFloat, PositiveInt
 
 from archcompass.blocks.base import Block, Live, Op, Parameters, StateTensor, Step, Traits, gemm, pointwise
 from archcompass.blocks.recurrence import channels_alive, linear_held, linear_recurrence, matrix_state, shift_state
+from archcompass.blocks.rwkv4.spec import ChannelMix
 from archcompass.errors import SpecError
 
 
@@ -98,45 +99,11 @@ class RWKV6TimeMix(Block):
         return cls(), 768
 
 
-class RWKV6ChannelMix(Block):
-    """RWKV-6's channel mixer, which sees one token back.
-
-    Attributes:
-        intermediate_size: hidden channels (I).
-    """
+class RWKV6ChannelMix(ChannelMix):
+    """RWKV-4's channel mixer, but for μ, which is the share of the token before."""
 
     label = "RWKV-6 channel mix"
     kind: Literal["rwkv6_channel_mix"] = "rwkv6_channel_mix"
-    intermediate_size: PositiveInt
-
-    @property
-    def traits(self) -> Traits:
-        return Traits(role="channel", mixes_time=True, window=2)
-
-    def parameters(self, width: int) -> Parameters:
-        return Parameters(matrix=2 * width * self.intermediate_size + width * width, vector=2 * width)
-
-    def state(self, width: int, context: int) -> list[StateTensor]:
-        return [shift_state(width)]
-
-    def work(self, width: int, step: Step) -> list[Op]:
-        rows = step.tokens
-        return [
-            pointwise(step, "token shift", 2 * rows * width),
-            gemm(step, "key projection", rows, width, self.intermediate_size),
-            pointwise(step, "squared ReLU", rows * self.intermediate_size),
-            gemm(step, "value projection", rows, self.intermediate_size, width),
-            gemm(step, "receptance", rows, width, width),
-            pointwise(step, "receptance gate", rows * width, reads=2),
-        ]
-
-    def live(self, width: int, step: Step) -> Live:
-        hidden = 2 * self.intermediate_size
-        return Live(
-            peak_bytes=channels_alive(step, 4 * width + hidden),
-            saved_bytes=channels_alive(step, 5 * width + hidden) * step.training,
-            backward_bytes=channels_alive(step, 3 * self.intermediate_size) * step.training,  # of the square
-        )
 
     @classmethod
     def tiny(cls) -> list[Self]:
