@@ -227,16 +227,16 @@ def calibrated(dtypes: tuple[str, ...], blocks: Collection[str] | None = None) -
 
 
 def visited(
-    chosen: list[ModelSpec], visits: int, quick: bool, given: Efficiency | None
+    chosen: list[ModelSpec], visits: int, quick: bool, given: Efficiency | None, ship: bool
 ) -> tuple[Visits, list[Efficiency], dict[str, str]]:
-    """Times of every model by question, each visit's table, and why some failed. The first calibration measures everything,
-    the later ones what the models need."""
+    """Times of every model by question, each visit's table, and why some failed. The first calibration measures everything
+    where its table is to `ship`, all others what the models need."""
     tables, failed = [given] * visits if given else [], dict[str, str]()
     kinds = {block.kind for spec in chosen for block in spec.blocks.values()}
     found: Visits = {}
     for number in range(visits):
         if given is None:
-            tables.append(calibrated(DTYPES[:1], kinds) if number or quick else calibrated(DTYPES))
+            tables.append(calibrated(DTYPES) if ship and not number else calibrated(DTYPES[:1], kinds))
         for spec in chosen:
             print(f"\rvisit {number + 1}: {spec.name:40s}", end="", file=sys.stderr)
             try:
@@ -336,7 +336,7 @@ def main() -> None:
     if arguments.again:
         found, tables, failed = kept_visits(arguments.again), [given or efficiency_of(here)], dict[str, str]()
     else:
-        found, tables, failed = visited(chosen, arguments.visits, arguments.quick, given)
+        found, tables, failed = visited(chosen, arguments.visits, arguments.quick, given, arguments.ship)
     table = middle(tables)
     rows = [row for spec in chosen if spec.name in found for row in rows_of(spec, found[spec.name], table, here)]
     errors = summary(rows) if arguments.again else summary(rows) | {"one visit": alone(chosen, found, tables, here)}

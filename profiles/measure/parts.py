@@ -229,10 +229,10 @@ def apart(device: torch.device, evict: bool = False) -> Iterator[Apart]:
     other = ballast() if evict else None
 
     def forward(layer: Linear, x: torch.Tensor) -> torch.Tensor:
+        start = now()
         found.flops += 2.0 * math.prod(x.shape) * layer.out_features
         if device.type != "cpu":
             return found.without(layer, x)
-        start = now()
         if other is not None:
             next(other).sum()
         y: torch.Tensor = plain(layer, x)
@@ -244,7 +244,7 @@ def apart(device: torch.device, evict: bool = False) -> Iterator[Apart]:
 
 
 def beside(call: Callable[[], object], products: Apart, device: torch.device, most: int) -> float:
-    """Median seconds of a call less those of its products."""
+    """Median seconds of a call that has run before, less those of its products."""
     inside: list[float] = []
 
     def once() -> None:
@@ -252,8 +252,8 @@ def beside(call: Callable[[], object], products: Apart, device: torch.device, mo
         call()
         inside.append(products.seconds)
 
-    times = repeat(once, device, seconds=0.15, least=3, most=most).runs
-    return median(run * 1e-3 - taken for run, taken in zip(times, inside[-len(times) :], strict=True))
+    times = repeat(once, device, seconds=0.15, least=3, most=most, warmups=0).runs
+    return median(run * 1e-3 - taken for run, taken in zip(times, inside, strict=True))
 
 
 def _unlike(block: Block) -> Block:

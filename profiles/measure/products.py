@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import cycle, pairwise
 from statistics import median
 
@@ -36,9 +36,13 @@ COLD_BYTES = 96 * 2**20
 """More than the caches of a processor hold."""
 
 _WEIGHT_ELEMENTS = 2**20
+_SIDE = 1024
 
 FEW_ROWS = 64
 """Up to here a product takes about as long as reading its weight."""
+
+PRODUCTS_OF_A_LAYER = 4
+"""What runs between one layer's attention and the next, each with a weight of four megabytes."""
 
 NEVER = 4.0
 """The most an efficiency may be: caches beat the memory they stand before, but not by more than this."""
@@ -100,7 +104,7 @@ class Products:
         copies = self._copies(side * side * self.dtype.itemsize) if rows <= FEW_ROWS else 2
         x = torch.randn(rows, side, device=self.device).to(self.dtype)
         calls = [partial(_layer(weight).forward, x) for weight in self._cold((side, side), copies)]
-        return self._each(calls, least=3, cold=rows <= FEW_ROWS)
+        return self._each(calls, least=3, between=int(rows <= FEW_ROWS))
 
     def _experts(self, rows: int, size: int) -> float:
         """Seconds that one expert takes of a grouped product with `rows` rows for each."""
@@ -157,7 +161,7 @@ class Products:
         q = torch.randn(1, new, 16, 64, device=self.device).to(self.dtype)
         copies = self._copies(2 * keys * key_heads * 64 * self.dtype.itemsize) if new <= FEW_ROWS else 1
         calls = [partial(attention, q, *self._cache(keys, key_heads)) for _ in range(copies)]
-        return self._each(calls, least=2, cold=new <= FEW_ROWS)
+        return self._each(calls, least=2, between=PRODUCTS_OF_A_LAYER if new <= FEW_ROWS else 0)
 
     def _cache(self, keys: int, key_heads: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [1, keys, key heads, 64], lying as a block's cache lays them."""
@@ -170,16 +174,16 @@ class Products:
         between = 4 * _WEIGHT_ELEMENTS if self.device.type == "cpu" else 0
         return max(1, min(128, COLD_BYTES // (size_bytes + between)))
 
-    def _each(self, calls: Sequence[Callable[[], object]], least: int, cold: bool = False) -> float:
-        """Median seconds of one of `calls`, made in turn; `cold`, each after other memory has been read."""
+    def _each(self, calls: Sequence[Callable[[], object]], least: int, between: int = 0) -> float:
+        """Median seconds of one of `calls`, made in turn, each after so many other products."""
         on_processor, now, inside = self.device.type == "cpu", processor_clock(), list[float]()
-        other = ballast() if cold and on_processor else None
+        row = torch.ones(1, _SIDE, dtype=self.dtype)
 
         def one_after_another() -> None:
             spent = 0.0
             for call in calls:
-                if other is not None:
-                    next(other).sum()
+                for _ in range(between if on_processor else 0):
+                    next(self._others).forward(row)
                 start = now()
                 call()
                 spent += now() - start
@@ -187,6 +191,14 @@ class Products:
 
         times = repeat(one_after_another, self.device, seconds=0.12, least=least, most=20)
         return (median(inside[1:]) if on_processor else times.ms * 1e-3) / len(calls)
+
+    @cached_property
+    def _others(self) -> Iterator[Linear]:
+        """Layers of four megabytes without end, none of which a cache still holds: they drive out what was there. (Sums over
+        as much memory do not: caches see through them.)"""
+        columns = 4 * _WEIGHT_ELEMENTS // (_SIDE * self.dtype.itemsize)
+        copies = max(1, COLD_BYTES // (4 * _WEIGHT_ELEMENTS))
+        return cycle([_layer(torch.ones(columns, _SIDE, dtype=self.dtype)) for _ in range(copies)])
 
 
 def ballast() -> Iterator[torch.Tensor]:
