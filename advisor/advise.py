@@ -26,6 +26,8 @@ from archcompass.profiles.profile import ProfileReport, profile
 
 Progress = Callable[[float, str], None]
 
+MODEL = "model.yaml"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Advice(Result):
@@ -61,6 +63,7 @@ def advise(
     seconds: float = 40.0,
     progress: Progress | None = None,
     effort: Literal["normal", "high"] = "normal",
+    folder: Path | None = None,
 ) -> Advice:
     """Recommends, builds and profiles.
 
@@ -68,6 +71,7 @@ def advise(
         seconds: about how long measuring may take.
         progress: told (share done, what is done now).
         effort: "high" adds what could be had instead.
+        folder: where it will be written: what checks the profile reads the model from there.
 
     Raises:
         DoesNotFitError: no family fits; says what would.
@@ -91,6 +95,7 @@ def advise(
         **pick.runs,
         seconds=seconds,
         progress=progress,
+        called=str((folder or Path()) / MODEL),
     )
     return Advice(
         workload=workload,
@@ -119,9 +124,9 @@ def write(advice: Advice, folder: Path) -> list[Path]:
     data = advice.as_data()
     contents = {
         "workload.yaml": advice.workload.to_yaml(),
-        "model.yaml": to_yaml(advice.recommendation.candidates[0].model),
+        MODEL: to_yaml(advice.recommendation.candidates[0].model),
         "report.json": json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
-        "report.html": page(data, f"archcompass advise {folder / 'workload.yaml'} -o {folder}"),
+        "report.html": page(data, f"archcompass advise {folder / 'workload.yaml'} -o {folder}", str(folder)),
     }
     return write_all(folder, contents)
 

@@ -8,7 +8,15 @@ from typing import Annotated, Any, Literal
 import typer
 
 from archcompass.advisor.cli.app import app
-from archcompass.advisor.cli.flags import AsJson, AsMarkdown, Effort, WorkloadFile, read_workload, with_workload_flags
+from archcompass.advisor.cli.flags import (
+    AsJson,
+    AsMarkdown,
+    Effort,
+    WorkloadFile,
+    read_workload,
+    spoken,
+    with_workload_flags,
+)
 from archcompass.advisor.cli.output import console, keeping, print_json, progress
 from archcompass.advisor.workload import Workload
 
@@ -34,11 +42,13 @@ def advise(
     Example: archcompass advise examples/corporate-archive.yaml -o out/
     """
     workload = read_workload(workload_file, flags)
-    advise_on(workload, out=out, as_json=as_json, markdown=markdown, seconds=seconds, effort=effort)
+    question = spoken(workload_file, flags)
+    advise_on(workload, question, out=out, as_json=as_json, markdown=markdown, seconds=seconds, effort=effort)
 
 
 def advise_on(
     workload: Workload,
+    question: str,
     *,
     out: Path | None = None,
     as_json: bool = False,
@@ -46,7 +56,7 @@ def advise_on(
     seconds: float = 40.0,
     effort: Literal["normal", "high"] = "normal",
 ) -> None:
-    """Goes the whole way for `workload`.
+    """Goes the whole way for `workload`; `question` is what was typed for it.
 
     Raises:
         DoesNotFitError: nothing fits; says what would.
@@ -61,7 +71,7 @@ def advise_on(
     kept = "nothing was kept (no -o)" if out is None else f"{out} is as it was: its files are written at the end"
     with keeping(kept):
         with progress("advising") as update:
-            advice = run(workload, seconds=seconds, progress=update, effort=effort)
+            advice = run(workload, seconds=seconds, progress=update, effort=effort, folder=out)
         data = advice.as_data()
         # The files first: whoever reads the answer may close the pipe at any line.
         written = [] if out is None else write(advice, out)
@@ -69,7 +79,7 @@ def advise_on(
         print_json(data)
     else:
         folder = "" if out is None else str(out)
-        show(data["recommendation"], profile=data["profile"], folder=folder, markdown=markdown)
+        show(data["recommendation"], profile=data["profile"], folder=folder, question=question, markdown=markdown)
     if written:
         told = console(error=True)
         told.print(f" Written: {', '.join(str(path) for path in written)}", markup=False, highlight=False)

@@ -9,7 +9,15 @@ from typing import Annotated, Any
 import typer
 
 from archcompass.advisor.cli.app import app
-from archcompass.advisor.cli.flags import AsJson, BytesPerToken, SampleFile, Tokenizer, read_sample, with_workload_flags
+from archcompass.advisor.cli.flags import (
+    AsJson,
+    BytesPerToken,
+    SampleFile,
+    Tokenizer,
+    read_sample,
+    spoken,
+    with_workload_flags,
+)
 from archcompass.advisor.cli.output import console
 
 
@@ -52,10 +60,10 @@ def ask(
     workload = interview.workload
     if not as_json:
         _summary(workload.to_yaml())
+    question = spoken(None, workload.given) if out is None else str(out / "workload.yaml")
     if only_recommend:
-        question = str(Path(out or ".") / "workload.yaml")
         return recommend_on(workload, as_json=as_json, question=question, out=out, sample=measured)
-    return advise_on(workload, out=out, as_json=as_json)
+    return advise_on(workload, question, out=out, as_json=as_json)
 
 
 def _summary(yaml: str) -> None:

@@ -36,7 +36,7 @@ def report(
 
     target = out or saved.with_suffix(".html")
     with understood(saved):
-        text = page(read(saved), f"archcompass report {saved}")
+        text = page(read(saved), f"archcompass report {saved}", str(saved.parent))
     write_text(target, text)
     if as_json:
         return print_json({"written": str(target), "bytes": len(text.encode())})
@@ -57,15 +57,16 @@ def diff(
     Example: archcompass diff before/report.json after/report.json --markdown
     """
     from archcompass.advisor.diff import changes
-    from archcompass.advisor.report.tables import show_table
+    from archcompass.advisor.report.tables import show_table, shown
 
     with understood(before, after):
         found = changes(answer_of(read(before)), answer_of(read(after)))
     if as_json:
         print_json(found)
     elif found:
+        told = [row | {side: shown(row["what"], row[side]) for side in ("before", "after")} for row in found]
         columns = {"what": "what", str(before): "before", str(after): "after", "change": "change"}
-        show_table(found, columns, markdown=markdown)
+        show_table(told, columns, markdown=markdown)
     else:
         console().print(" Nothing that a reader would see has changed.")
     if found:

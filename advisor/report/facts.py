@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from archcompass.advisor import units
@@ -142,7 +144,7 @@ def lines(data: Data, profile: Data | None, folder: str = "", question: str = ""
     """The sentences below the table: (label, text).
 
     Args:
-        folder: where the answer's files were written.
+        folder: where the answer's files lie; empty where none were written.
         question: what the user typed after the command's name, for the commands to type next.
     """
     pick = data["candidates"][0]
@@ -251,13 +253,15 @@ def _beside(entry: Data, phase: str) -> str:
 
 def following(profile: Data | None, folder: str, question: str) -> str:
     """What to do next, with the same question."""
+    advise = " ".join(["archcompass advise", *([question] if question else []), "-o out/"])
     if profile is None:
-        advise = f"archcompass advise {question} -o out/" if question else "archcompass advise -o out/"
         kept = "out/workload.yaml"
         return f"{advise}; then archcompass compare {kept} --sweep context  ·  archcompass recommend {kept} --explain"
-    at = f"{folder}/" if folder else ""
-    check = f"on the card: archcompass profile {at}model.yaml --device cuda"
-    return f"{check}  ·  archcompass verify {at}model.yaml  ·  archcompass compare {at}workload.yaml --sweep context"
+    if not folder:
+        return f"{advise} keeps model and answer"
+    model, asked = (quote(str(Path(folder, name))) for name in ("model.yaml", "workload.yaml"))
+    check = f"on {profile['hardware']}: {profile['check']}"
+    return f"{check}  ·  archcompass verify {model}  ·  archcompass compare {asked} --sweep context"
 
 
 def ratio(profile: Data) -> str:

@@ -38,12 +38,13 @@ SHOWN = ("It would flip to", "Price you pay", "Open models near")
 """Lines of the terminal's report that have a place of their own on the page."""
 
 
-def page(report: Data, command: str) -> str:
+def page(report: Data, command: str, folder: str = ".") -> str:
     """The file's text.
 
     Args:
         report: the content of report.json: recommendation, pictures, versions, and after `advise` the profile.
         command: what repeats it.
+        folder: where the files beside it lie, as seen from where that is typed.
     """
     answer, profile = report["recommendation"], report.get("profile")
     charts = _charts(answer, report["pictures"], profile)
@@ -57,7 +58,7 @@ def page(report: Data, command: str) -> str:
         _section("Where its time goes", _roofline(report["pictures"]["roofline"])),
         _section("If your workload were another", _map(report["pictures"]["map"]) + _flips(answer)),
         _section("Open models near", _published(answer)),
-        _section("What else to know", _notes(answer, profile)),
+        _section("What else to know", _notes(answer, profile, folder)),
         _section("Why: the arithmetic of the rules", _rules(answer)),
         _section("Every number", _numbers(answer, profile)),
         _section("Repeat it", _repeat(report, command)),
@@ -269,11 +270,11 @@ def _published(answer: Data) -> str:
     return f"<p>Most users should download, not train.</p><div class=rows>{table}</div>"
 
 
-def _notes(answer: Data, profile: Data | None) -> str:
+def _notes(answer: Data, profile: Data | None, folder: str) -> str:
     rows = "".join(
         f"<tr><td class=dim>{escape(label)}</td><td>{escape(text)}</td></tr>"
-        for label, text in facts.lines(answer, profile)
-        if label and label not in SHOWN
+        for label, text in facts.lines(answer, profile, folder)
+        if text and label not in SHOWN
     )
     return _scroll("what else to know", rows)
 

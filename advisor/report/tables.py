@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,11 +39,15 @@ def shown(key: str, value: Any) -> str:
 def _number(key: str, value: float) -> str:
     if "bytes_per_second" in key:
         return f"{value / 1e9:,.1f}".removesuffix(".0") + " GB/s"
-    if "bytes" in key:
+    if "bytes" in key or key.startswith("memory.detail."):
         return units.say_bytes(value) if value else "0"
-    if key.startswith("flops") or ".flops" in key:
+    if key.startswith("flops."):
         return f"{value / 1e12:,.1f} TFLOP/s"
-    if key.endswith(("_ms", ".ms")) or "_ms_" in key:
+    if key.endswith(".flops"):
+        return f"{units.say_figures(value)} FLOPs"
+    if key.endswith(("tokens_per_second", "per_user")):
+        return units.say_rate(value)
+    if re.search(r"[._]ms\b|[._]ms_", key):
         return units.say_ms(value)
     if key.split(".")[0] in ("parameters", "published") or key.endswith("parameters"):
         return units.say_figures(value)

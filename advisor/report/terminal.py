@@ -162,6 +162,6 @@ def _markdown(data: Data, profile: Data | None, said: list[tuple[str, str]]) -> 
         "",
         *markdown_lines(facts.headings(data, measured=profile is not None), facts.rows(data, profile, bar=0)),
         "",
-        *(f"- **{label}**: {text}" for label, text in said if label),
+        *(f"- **{label}**: {text}" if label else f"- {text}" for label, text in said if text),
         *(["", *markdown_lines(facts.FRONT, facts.front(data))] if data.get("front") else []),
     ]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -258,6 +259,8 @@ def test_advise_writes_files_that_load_again_to_an_equal_model(cli: Cli, tmp_pat
     spec = load(out / "model.yaml")
     assert spec.parameters().total == report["recommendation"]["candidates"][0]["parameters"]["total"]
     assert any(entry["source"] in ("measured", "sampled") for entry in report["profile"]["profiles"])
+    assert all(entry["memory"]["capacity_bytes"] < 2**50 for entry in report["profile"]["profiles"])
+    assert shlex.split(report["profile"]["check"])[:3] == ["archcompass", "profile", str(out / "model.yaml")]
     assert not list(out.glob(".*")), "nothing half-written is left behind"
 
 
