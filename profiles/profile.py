@@ -292,12 +292,12 @@ def _side_by_side(
     seconds: float,
     progress: Callable[[float, str], None] | None,
 ) -> list[ProfileEntry]:
-    """The prediction for what was really run here, whose memory decides nothing since it was run, and the run."""
+    """The prediction for what was really run here, and the run; since it ran, it fits, whatever the ledger says."""
     from archcompass.profiles.measure.model import measure, silent
 
     measured = measure(spec, request, here, device=device, seconds=seconds, progress=progress or silent)
-    roomy = replace(here, memory_bytes=max(here.memory_bytes, 2**50))
-    foreseen = predict(spec, measured.request, roomy)
+    foreseen = predict(spec, measured.request, replace(here, memory_bytes=2**62))
+    foreseen = replace(foreseen, memory=replace(foreseen.memory, capacity_bytes=float(here.memory_bytes)))
     return [entry_of(measured.request, here, foreseen), _seen(measured, here, foreseen)]
 
 

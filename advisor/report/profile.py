@@ -48,6 +48,9 @@ def room_left(data: dict[str, Any]) -> str:
         here = "not even one short prompt fits"
     else:
         long = "prompts of any length" if longest is None else f"prompts up to {longest:,} tokens"
+        meant = limits["meant_for"]
+        if meant is not None and (longest is None or longest > meant):
+            long += f" (the model was made for {meant:,})"
         here = f"{long}, or {most:,} of this length at once" if most else f"{long} would fit"
     return f"{here}; the smallest that holds it: {least}" if least else here
 
@@ -59,10 +62,11 @@ def headline(data: dict[str, Any]) -> str:
     size = f"{units.say_figures(parameters['total'])} total"
     if parameters["active"] < 0.95 * parameters["total"]:
         size += f", {units.say_figures(parameters['active'])} active"
-    spare = memory["capacity_bytes"] - memory["per_card_bytes"]
     if not first["fits"]:
         return f"{data['model']} · {size} · {first['precision']} · {first['verdict']}"
-    left = f"{units.say_bytes(spare)} to spare" if spare < 1e15 else "measured here"
+    spare = memory["capacity_bytes"] - memory["per_card_bytes"]
+    is_beside_a_run = len(data["profiles"]) == 2
+    left = "measured here" if is_beside_a_run else f"{units.say_bytes(spare)} to spare"
     if memory["per_card_bytes"] < 0.9 * memory["total_bytes"]:
         left += " on each"
     return f"{data['model']} · {size} · {first['precision']} · fits {first['hardware']}, {left}"
