@@ -4,6 +4,7 @@ import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,15 @@ def quotes() -> ModuleType:
 def test_quoted_output_is_what_the_program_prints(page: Path, quotes: ModuleType) -> None:
     text = page.read_text()
     assert quotes.refreshed(text) == text, "run tools/quotes.py"
+
+
+def test_the_readmes_python_runs() -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    names: dict[str, Any] = {}
+    exec(compile(block, "README.md", "exec"), names)
+    assert names["answer"].family == "hybrid"
+    assert sum(p.numel() for p in names["model"].parameters()) == names["spec"].parameters().total
+    assert names["profile"].fits
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
