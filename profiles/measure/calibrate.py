@@ -25,7 +25,7 @@ from archcompass.profiles.measure.launches import launches
 from archcompass.profiles.measure.model import Progress, silent
 from archcompass.profiles.measure.parts import MEASURED_ALONE, Parts, apart, beside
 from archcompass.profiles.measure.probe import peaks
-from archcompass.profiles.measure.products import Products, instance
+from archcompass.profiles.measure.products import TOKENS, Products, instance
 from archcompass.profiles.measure.training import optimizer, training
 from archcompass.profiles.predict import owned_work, time_of
 from archcompass.profiles.request import Request
@@ -112,13 +112,17 @@ class _Bench:
             if time.perf_counter() > self.deadline:
                 self.left_out.append(f"{block.kind} in {name}")
                 continue
-            found = Parts(self.device, table, name).block(block, width)
+            found = Parts(self.device, table, name, self.lengths(name)).block(block, width)
             table = replace(table, kinds={**table.kinds, **found})
             done[name].append((block, width))
         for number, (name, blocks) in enumerate(done.items()):
             self.progress(0.82 + 0.15 * number / len(done), f"training in {name}")
             table = self.training(table, name, blocks)
         return table
+
+    def lengths(self, name: str) -> tuple[int, ...]:
+        """Of prompts. From 512 tokens on a processor's pace changes by a tenth at most: its second dtype is spared them."""
+        return TOKENS if name == self.dtypes[0] or self.device.type == "cuda" else TOKENS[:-1]
 
     def training(self, table: Efficiency, name: str, blocks: list[tuple[Block, int]]) -> Efficiency:
         """`table` with backward passes and the optimizer in one dtype."""

@@ -23,7 +23,7 @@ from archcompass.blocks.runtime import BlockState, Context, Linear
 from archcompass.profiles.efficiency import Curve, Efficiency, KindEfficiency, coordinates, scaled, seconds
 from archcompass.profiles.measure import build
 from archcompass.profiles.measure.clock import processor_clock, repeat
-from archcompass.profiles.measure.products import COLD_BYTES, TOKENS, ballast, instance, share
+from archcompass.profiles.measure.products import COLD_BYTES, ballast, instance, share
 from archcompass.profiles.predict import sublayer_work
 from archcompass.profiles.request import Request
 
@@ -40,11 +40,13 @@ class Parts:
 
     Attributes:
         table: the curves of products, and of blocks measured before.
+        tokens: lengths of prompts.
     """
 
     device: torch.device
     table: Efficiency
     name: str
+    tokens: Sequence[int]
 
     def block(self, block: Block, width: int) -> dict[str, KindEfficiency]:
         """Efficiencies of the operations that only this block has; where their pace hangs on the size of its heads, over
@@ -56,7 +58,7 @@ class Parts:
     def _one_size(self, block: Block, width: int) -> dict[str, KindEfficiency]:
         """From the time of a block at several lengths."""
         request = Request(precision=self.name)
-        steps = [request.step(1, 64), *(request.step(new) for new in TOKENS)]
+        steps = [request.step(1, 64), *(request.step(new) for new in self.tokens)]
         rests = [self.rest(alone(block, width), step, *self._sublayer(block, width, step)) for step in steps]
         launch = self._launch(block, rests[0])
         points: dict[str, list[_Point]] = {}
@@ -119,7 +121,7 @@ class Parts:
         with apart(self.device, evict=cold) as products:
             all_layers()
             flops = products.flops / copies
-            spent = beside(all_layers, products, self.device, most=30 if single else 10)
+            spent = beside(all_layers, products, self.device, most=30)
         return spent / copies, flops
 
     def rest(self, spec: ModelSpec, step: Step, spent: float, product_flops: float) -> Rest:

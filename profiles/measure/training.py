@@ -80,7 +80,7 @@ def _seconds(forward: Forward, leaves: list[torch.Tensor], device: torch.device)
         y = forward()
         y.backward(torch.ones_like(y))
 
-    return repeat(step, device, seconds=0.3, least=3, most=10).ms * 1e-3
+    return repeat(step, device, seconds=0.2, least=3, most=10).ms * 1e-3
 
 
 def _gemm(device: torch.device, table: Efficiency, name: str, dtype: torch.dtype) -> float:

@@ -37,7 +37,7 @@ def table() -> tuple[Efficiency, list[float]]:
             "PROMPTS": (16, 32), "KEYS": (16, 32), "COLD_BYTES": 2**16,
         }.items():  # fmt: skip
             patch.setattr(products, name, value)
-        patch.setattr(parts, "TOKENS", (16, 64))
+        patch.setattr(bench, "TOKENS", (16, 64))
         patch.setattr(parts, "COLD_BYTES", 2**22)
         patch.setattr(training, "VOCABULARY", 512)
         patch.setattr(bench, "_typical", _few)
