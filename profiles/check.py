@@ -9,9 +9,10 @@ from dataclasses import replace
 from shlex import quote
 
 from archcompass.blocks.model.spec import ModelSpec
-from archcompass.profiles.hardware import Hardware
+from archcompass.profiles.hardware import Hardware, find
 from archcompass.profiles.predict import predict
 from archcompass.profiles.request import Request
+from archcompass.profiles.units import GB
 
 SECONDS = 45.0
 """About how long measuring takes where nobody says otherwise."""
@@ -26,14 +27,35 @@ def command(called: str, request: Request, target: Hardware | None) -> str:
     """The question again, with the device to measure it on."""
     usual = Request()
     words = ["archcompass", "profile", quote(called)]
-    words += ["--gpu", quote(target.tag)] if target is not None else []
+    words += ["--gpu", quote(target.tag), *_changed(target)] if target is not None else []
     for name in _ASKED:
         if (value := getattr(request, name)) != getattr(usual, name):
             words += [f"--{name.replace('_', '-')}", str(value)]
     words += ["--master-weights"] if request.master_weights else []
     words += ["--offload", f"{request.offload:g}"] if request.offload else []
-    device = "cpu" if target is None or target.is_cpu else "cuda"
+    device = "cuda" if target is not None and _reached(target) else "cpu"
     return " ".join([*words, "--device", device])
+
+
+def _changed(target: Hardware) -> list[str]:
+    """The flags for figures of the card that were given instead of its own."""
+    own = target if target.is_cpu else find(target.id)
+    flags = {
+        "--vram": (own.memory_bytes, target.memory_bytes, f"{target.memory_bytes / GB:.12g}GB"),
+        "--bandwidth": (own.bandwidth_bytes_per_second, target.bandwidth_bytes_per_second,
+                        f"{target.bandwidth_bytes_per_second / GB:.12g}GB/s"),
+        "--tflops": (own.rate("bf16"), target.rate("bf16"), f"{target.rate('bf16') / 1e12:.12g}"),
+    }  # fmt: skip
+    return [word for flag, (before, now, said) in flags.items() if before != now for word in (flag, said)]
+
+
+_OTHERS = ("Apple", "AWS", "Google", "Huawei", "Intel")
+"""Vendors whose accelerators torch does not call "cuda", as it calls NVIDIA's and AMD's."""
+
+
+def _reached(target: Hardware) -> bool:
+    """Whether our blocks run on its accelerator; where they do not, the processor beside it is measured."""
+    return not target.is_cpu and target.vendor not in _OTHERS
 
 
 def unchecked(spec: ModelSpec, request: Request, target: Hardware | None) -> list[str]:
@@ -47,6 +69,8 @@ def unchecked(spec: ModelSpec, request: Request, target: Hardware | None) -> lis
         found.append(f"{request.engine} (measured with our own blocks)")
     if target is None:
         return found
+    if not target.is_cpu and not _reached(target):
+        found.append("the accelerator itself, on which our blocks do not run (measured on the processor)")
     if target.count > 1:
         found.append(f"{target.count} cards together (measured on one)")
     if request.offload:

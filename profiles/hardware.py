@@ -289,9 +289,11 @@ def _split_count(text: str) -> tuple[int, str]:
 
 def _unknown(name: str, rest: str) -> UnknownNameError:
     """Names the cards that share the most telling words with what was asked, else those with a word spelled like one of it."""
-    asked = {word for word in _words(rest) if word not in _LINES}
+    words = set(_words(rest))
+    asked, line = words - _LINES, words & _LINES
+    like = {like for word in asked for like in _spelled_like(word, 3 if line else 1)}  # a line decides among several
     error = UnknownNameError("card", str(name)[:80], _by_id())
-    error.nearest = _sharing(asked) or _sharing({like for word in asked for like in _spelled_like(word)})
+    error.nearest = _sharing(asked) or (_sharing(like | line) if like else [])
     listed = f"; nearest: {', '.join(error.nearest)}" if error.nearest else ""
     by_hand = 'describe it by hand: "24GB 1008GB/s 165TFLOPS"'
     error.args = (f"card {str(name)[:80]!r} is not known, or could be several{listed} (or {by_hand})",)
@@ -304,10 +306,10 @@ def _sharing(asked: set[str]) -> list[str]:
     return [identifier for hits, _, identifier in shared if hits and hits == shared[0][0]][:4]
 
 
-def _spelled_like(word: str) -> list[str]:
-    """The word of a card's id nearest in spelling, if any; of a number another number."""
+def _spelled_like(word: str, most: int) -> list[str]:
+    """The words of cards' ids nearest in spelling, if any; of a number other numbers."""
     known = {own for _, words, _ in _index() for own in words if len(own) > 2 and own.isdigit() >= word.isdigit()}
-    return nearest(word, known, 1)
+    return nearest(word, sorted(known), most)
 
 
 def _this_cpu(count: int, name: str) -> Hardware:

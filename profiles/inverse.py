@@ -24,11 +24,13 @@ class Limits:
     Attributes:
         longest_prompt: tokens of each prompt, all else as asked; 0 where none fit, None where nothing bounds them.
         largest_batch: sequences of the length that was asked; 0 where not even one fits.
+        meant_for: tokens of prompt and answer that the model was made for, whatever fits; None where nobody says.
         smallest_machine: of the same vendor and kind (of all, where there are none), by `Hardware.tag`; None where none does.
     """
 
     longest_prompt: int | None
     largest_batch: int
+    meant_for: int | None
     smallest_machine: str | None
 
 
@@ -39,6 +41,7 @@ def limits(spec: ModelSpec, request: Request, hardware: Hardware) -> Limits:
     return Limits(
         longest_prompt=longest_context(spec, request, hardware),
         largest_batch=largest_batch(spec, request, hardware),
+        meant_for=spec.max_position_embeddings,
         smallest_machine=smallest.tag if smallest else None,
     )
 

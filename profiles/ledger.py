@@ -108,7 +108,10 @@ def memory(spec: ModelSpec, request: Request, hardware: Hardware) -> Memory:
             "room for windows to move in": room * cards,
             "allocator": (overhead - context - room) * cards,
         },
-        notes=_notes(request, cards, weights, plain_matrices(spec, request), state, state_per_card),
+        notes=(
+            *_asked(spec, request, cards),
+            *_notes(request, cards, weights, plain_matrices(spec, request), state, state_per_card),
+        ),
     )
 
 
@@ -229,6 +232,30 @@ def _training(spec: ModelSpec, request: Request, hardware: Hardware) -> dict[str
 
 def _context(request: Request, hardware: Hardware) -> float:
     return CPU_CONTEXT_BYTES if hardware.is_cpu else CONTEXT_BYTES[request.engine]
+
+
+_SHARED = {
+    "tensor": "every card computes a part of every product (tensor parallel)",
+    "data": "every card has sequences of its own; experts are shared out (data parallel)",
+    "pipeline": "every card has some of the layers (pipeline)",
+}
+
+
+def _asked(spec: ModelSpec, request: Request, cards: int) -> list[str]:
+    """What the question was taken to mean, and where it asks too much of the model."""
+    notes = []
+    if cards > 1:
+        sharded = request.training and request.parallel == "data"
+        own = "every card has sequences of its own and a part of the weights (fully sharded)"
+        notes.append(own if sharded else _SHARED[request.parallel])
+    if request.mode == "finetuning":
+        notes.append(
+            "all weights are trained; adapters beside frozen weights (QLoRA, as recommend means it) hold far less"
+        )
+    most = spec.max_position_embeddings
+    if most is not None and request.prompt > most:
+        notes.append(f"{request.prompt:,} tokens are more than the {most:,} that the model was made for")
+    return notes
 
 
 def _notes(

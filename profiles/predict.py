@@ -162,7 +162,7 @@ def predict(
         prefill=prefill,
         decode=decode,
         basis=table.name,
-        notes=(*ledger.notes, *_notes(prefill, decode, table)),
+        notes=(*ledger.notes, *_of_the_card(request, hardware), *_notes(prefill, decode, table)),
     )
 
 
@@ -400,6 +400,18 @@ def _verdict(ledger: Memory, hardware: Hardware) -> str:
     said = f"does not fit {hardware.label}: {'each card' if hardware.count > 1 else 'it'} would hold {needs:.1f} GB and has "
     said += f"{has:.1f} GB"
     return f"{said}; all together {ledger.total_bytes / GB:.1f} GB are needed" if hardware.count > 1 else said
+
+
+def _of_the_card(request: Request, hardware: Hardware) -> list[str]:
+    """What of the card a reader must know: figures nobody confirmed, and no products in the dtype of the weights."""
+    notes = []
+    if hardware.confidence.startswith("unconfirmed"):
+        notes.append(f"figures of this card are not confirmed: archcompass gpus {hardware.id}")
+    wanted, has = request.weight_precision.compute, hardware.flops
+    if not hardware.is_cpu and wanted not in (*has, "bf16", "fp16", "fp32"):
+        card = replace(hardware, count=1).label
+        notes.append(f"{card} has no products in {wanted}: weights stored so are widened to compute")
+    return notes
 
 
 def _notes(prefill: Call, decode: Call | None, table: Efficiency) -> tuple[str, ...]:

@@ -93,7 +93,7 @@ def test_machines_are_found_as_people_write_them(written: str, meant: str, count
     [("A100", "a100-sxm-80"), ("v100", "v100-sxm2-32"), ("rtx 6000", "rtx-6000-ada"), ("4060 ti", "rtx-4060-ti-8"),
      ("rtx-4099", "rtx-4090"), ("h100 64gb", "h100-sxm"), ("mi300", "mi300x"),
      ("H10O", "h100-sxm"), ("gtx 1080", "rtx-5080"), ("4090 laptop", "rtx-4090"), ("H100 MIG 3g.40gb", "h100-sxm"),
-     ("Jetson Nano", "orin-nano-8")],
+     ("Jetson Nano", "orin-nano-8"), ("RTX 4900", "rtx-4090")],
 )  # fmt: skip
 def test_what_is_ambiguous_or_unknown_is_refused_with_the_nearest(written: str, nearest: str) -> None:
     with pytest.raises(UnknownNameError) as refused:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from archcompass.blocks.model.spec import ModelSpec
+from archcompass.blocks.zoo import published
 from archcompass.errors import ArchcompassError, InputError
 from archcompass.profiles.hardware import find
 from archcompass.profiles.predict import predict
@@ -128,6 +129,21 @@ def test_a_report_says_how_far_the_question_could_grow(llama: ModelSpec) -> None
 
 
 @pytest.mark.parametrize(
+    ("asked", "said"),
+    [({"gpu": "2x h200"}, "tensor parallel"), ({"gpu": "2x h200", "parallel": "pipeline"}, "pipeline"),
+     ({"gpu": "2x h200", "mode": "training"}, "fully sharded"), ({"gpu": "h200", "mode": "finetuning"}, "QLoRA"),
+     ({"gpu": "h200", "prompt": 200_000}, "more than the 131,072"), ({"gpu": "arc-pro-b60"}, "not confirmed"),
+     ({"gpu": "a100-sxm-80", "precision": "fp8"}, "no products in fp8")],
+)  # fmt: skip
+def test_what_the_question_was_taken_to_mean_is_said(asked: dict[str, Any], said: str) -> None:
+    def notes(**how: Any) -> str:
+        return "\n".join(profile(published("llama-3.1-8b"), **how).profiles[0].notes)
+
+    assert said in notes(**asked)
+    assert said not in notes(gpu="h200", prompt=131_072, precision="fp8")
+
+
+@pytest.mark.parametrize(
     "asked",
     [{"gpu": "rtx 9999"}, {"gpu": "rtx-4090", "batch": 0}, {"gpu": "rtx-4090", "precision": "int3"}, {"vram": "24GB"},
      {"gpu": "rtx-4090", "vram": "-3GB"}, {"device": "tpu"}, {"gpu": "rtx-4090", "mode": "training", "precision": "q4_0"}],
@@ -151,6 +167,15 @@ def test_the_check_asks_the_same_question_and_says_what_it_leaves_out(llama: Mod
         True
     ] * 5
     assert "all 100,000 tokens" in left
+
+
+def test_the_check_repeats_the_figures_that_were_given_and_runs_where_our_blocks_do(llama: ModelSpec) -> None:
+    changed = profile(llama, gpu="rtx-4090", vram="12GB", bandwidth="900GB/s", tflops=100, precision="int4")
+    assert "--gpu rtx-4090 --vram 12GB --bandwidth 900GB/s --tflops 100 " in changed.check
+    apple = profile(llama, gpu="m4-max-40c")
+    assert apple.check.endswith("--device cpu")
+    assert any("accelerator itself" in one for one in apple.unchecked)
+    assert profile(llama, gpu="mi300x").check.endswith("--device cuda")
 
 
 def test_a_check_that_leaves_nothing_out_says_nothing(families: dict[str, ModelSpec]) -> None:
