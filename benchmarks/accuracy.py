@@ -181,16 +181,16 @@ def rows_of(
     return rows
 
 
-def alone(chosen: list[ModelSpec], found: Visits, tables: list[Efficiency], here: Hardware) -> Errors:
-    """Errors of every visit's times by that visit's own table: one calibration and one run, as a user has them."""
-    return errors_of(
-        [
-            abs(predicted_ms(spec, question, table, here) / seen - 1)
-            for spec in chosen
-            for question, times in found.get(spec.name, {}).items()
-            for table, seen in zip(tables, times, strict=False)
-        ]
-    )
+def each_visit(
+    chosen: list[ModelSpec], found: Visits, tables: list[Efficiency], here: Hardware
+) -> list[dict[str, Any]]:
+    """Rows of every visit's times by that visit's own table: one calibration and one run, as a user has them."""
+    rows = []
+    for number, table in enumerate(tables):
+        for spec in (spec for spec in chosen if spec.name in found):
+            own = {question: times[number:][:1] for question, times in found[spec.name].items() if times[number:]}
+            rows += rows_of(spec, own, table, here)
+    return rows
 
 
 def kept_visits(path: Path) -> Visits:
@@ -249,21 +249,26 @@ def visited(
     return found, tables, failed
 
 
+def factors(rows: list[dict[str, Any]], phase: str) -> list[float]:
+    """Every visit's measured time over the predicted one."""
+    return [ms / row["predicted_ms"] for row in rows if row["phase"] == phase for ms in row["visits_ms"]]
+
+
 def spread(rows: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
-    """Eight of ten measured times lie between these factors on the predicted one."""
+    """Eight of ten visits lie between these factors on the predicted time."""
     found = {}
     for phase in ("prefill", "decode"):
-        tenths = quantiles([1 / row["ratio"] for row in rows if row["phase"] == phase], n=10)
+        tenths = quantiles(factors(rows, phase), n=10)
         found[phase] = (round(min(tenths[0], 1.0), 2), round(max(tenths[-1], 1.0), 2))
     return found
 
 
 def within(rows: list[dict[str, Any]], table: Efficiency) -> dict[str, float]:
-    """Share of measured times that lie in the range `table` states around its predictions; eight of ten are meant to."""
+    """Share of visits that lie in the range `table` states around its predictions; eight of ten are meant to."""
     found = {}
     for phase, (low, high) in table.spread.items():
-        ratios = [row["ratio"] for row in rows if row["phase"] == phase]
-        found[phase] = sum(low <= 1 / ratio <= high for ratio in ratios) / max(len(ratios), 1)
+        seen = factors(rows, phase)
+        found[phase] = sum(low <= factor <= high for factor in seen) / max(len(seen), 1)
     return found
 
 
@@ -339,14 +344,15 @@ def main() -> None:
         found, tables, failed = visited(chosen, arguments.visits, arguments.quick, given, arguments.ship)
     table = middle(tables)
     rows = [row for spec in chosen if spec.name in found for row in rows_of(spec, found[spec.name], table, here)]
-    errors = summary(rows) if arguments.again else summary(rows) | {"one visit": alone(chosen, found, tables, here)}
+    single = [] if arguments.again else each_visit(chosen, found, tables, here)
+    errors = summary(rows) | ({"one visit": summary(single)["all"]} if single else {})
     told(rows, errors, failed)
     if arguments.ship:
         before = shipped(file_name(here)) or efficiency_of(here)
         again = [row for spec in chosen if spec.name in found for row in rows_of(spec, found[spec.name], before, here)]
         kept(replace(table, spread=spread(rows)), here)
         documented(rows, errors, within(again, before))
-    written(rows, errors, failed, load_before, arguments.out or RESULTS / f"accuracy-{file_name(here)}.json")
+    written(rows, single, errors, failed, load_before, arguments.out or RESULTS / f"accuracy-{file_name(here)}.json")
 
 
 def asked() -> argparse.Namespace:
@@ -363,7 +369,12 @@ def asked() -> argparse.Namespace:
 
 
 def written(
-    rows: list[dict[str, Any]], errors: dict[str, Errors], failed: dict[str, str], load_before: float, target: Path
+    rows: list[dict[str, Any]],
+    single: list[dict[str, Any]],
+    errors: dict[str, Errors],
+    failed: dict[str, str],
+    load_before: float,
+    target: Path,
 ) -> None:
     """Writes the rows with what they were measured on."""
     result = {
@@ -371,7 +382,7 @@ def written(
         "threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version(),
         "clock": "process CPU time" if torch.get_num_threads() == 1 else "wall",
         "load_before": round(load_before, 2), "load_after": round(os.getloadavg()[0], 2),
-        "summary": errors, "failed": failed, "rows": rows,
+        "summary": errors, "range_of_one_visit": spread(single) if single else None, "failed": failed, "rows": rows,
     }  # fmt: skip
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
