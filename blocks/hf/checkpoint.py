@@ -14,7 +14,7 @@ import re
 import tempfile
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from archcompass.blocks.hf.configuration import family, name_of, read_config, read_json, to_config
+from archcompass.blocks.hf.family import Family
 from archcompass.blocks.hf.weights import Same, Weight
 from archcompass.blocks.model.files import write_text
 from archcompass.blocks.model.module import LanguageModel
@@ -32,6 +33,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAX_SHARD_BYTES = 4 * 2**30
 
 _TIED_HEAD = ("head.weight", "embedding.weight")
+_LAYER = re.compile(r"model\.layers\.(\d{1,6})\.")
 
 
 def load_pretrained(folder: str | Path) -> LanguageModel:
@@ -51,7 +53,8 @@ def load_pretrained(folder: str | Path) -> LanguageModel:
     chosen = family(str(config["model_type"]))
     shards = Shards(file.parent)
     table = _present(chosen.weights(spec), shards.files)
-    _check_names(shards, table, chosen.unused, tied=spec.tie_word_embeddings)
+    left = _left(shards, table, chosen, _predicting_layers(chosen, config, spec.num_hidden_layers))
+    _check_left(shards, table, left, tied=spec.tie_word_embeddings)
     model = LanguageModel.from_spec(spec, device="meta")
     expected = model.state_dict()
     model.load_state_dict(_filled(shards, table, expected), assign=True)
@@ -181,12 +184,25 @@ def _present(table: Iterable[Weight], names: Container[str]) -> list[Weight]:
     return list(chosen.values())
 
 
-def _check_names(shards: Shards, table: Sequence[Weight], unused: Sequence[str], tied: bool) -> None:
+def _predicting_layers(chosen: Family, config: Mapping[str, Any], depth: int) -> range:
+    """Layers after the model's own that some checkpoints hold (DeepSeek-V3, GLM-4.5), which predict further tokens."""
+    asked = "num_nextn_predict_layers"
+    spelled = [asked, *(name for name, key in chosen.aliases.items() if key == asked)]
+    counts = (config.get(name) for name in spelled)
+    return range(depth, depth + max((count for count in counts if isinstance(count, int)), default=0))
+
+
+def _left(shards: Shards, table: Sequence[Weight], chosen: Family, further: range) -> list[str]:
+    """Tensors of the checkpoint that the model has no place for, without those of which that is known."""
     needed = {name for weight in table for name in weight.theirs}
     if missing := sorted(needed - set(shards.files)):
         raise FileFormatError(f"{shards.folder.name} lacks {_listed(missing)}")
-    pattern = re.compile("|".join(f"(?:{one})" for one in unused))
-    left = sorted(name for name in set(shards.files) - needed if not pattern.match(name))
+    unused = re.compile("|".join(f"(?:{one})" for one in chosen.unused))
+    left = (name for name in set(shards.files) - needed if not unused.match(name))
+    return sorted(name for name in left if not ((layer := _LAYER.match(name)) and int(layer[1]) in further))
+
+
+def _check_left(shards: Shards, table: Sequence[Weight], left: Sequence[str], tied: bool) -> None:
     if tied and left == ["lm_head.weight"]:
         table_name = next(weight.theirs[0] for weight in table if weight.ours == _TIED_HEAD[1])
         if torch.equal(shards.read("lm_head.weight"), shards.read(table_name)):

@@ -18,6 +18,7 @@ from archcompass.blocks import zoo
 from archcompass.blocks.attention.spec import Attention
 from archcompass.blocks.hf import checkpoint
 from archcompass.blocks.hf.checkpoint import INDEX, SINGLE, load_pretrained, save_pretrained
+from archcompass.blocks.hf.configuration import read_config
 from archcompass.blocks.model.module import LanguageModel
 from archcompass.blocks.model.spec import ModelSpec
 from archcompass.blocks.moe.spec import MoE
@@ -153,6 +154,23 @@ def test_a_tensor_left_over_is_named(folder: Path) -> None:
     rewrite(folder, lambda tensors: tensors.update({"model.layers.0.extra.weight": torch.zeros(2)}))
     with pytest.raises(FileFormatError, match=r"holds model\.layers\.0\.extra\.weight"):
         load_pretrained(folder)
+
+
+@pytest.mark.parametrize("model_type", ["deepseek_v3", "glm4_moe"])
+def test_layers_that_predict_further_tokens_are_known_by_the_configuration(model_type: str, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "vocab_size": 60, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = sizes | {"model_type": model_type, "moe_intermediate_size": 16, "n_routed_experts": 4, "n_group": 1}
+    config |= {"num_experts_per_tok": 2, "topk_group": 1, "num_key_value_heads": 4, "intermediate_size": 48}
+    config |= {"first_k_dense_replace": 1}
+    save_pretrained(read_config(config).build(), tmp_path)
+    rewrite(tmp_path, lambda tensors: tensors.update({"model.layers.2.shared_head.norm.weight": torch.zeros(2)}))
+    with pytest.raises(FileFormatError, match=r"holds model\.layers\.2\.shared_head"):
+        load_pretrained(tmp_path)
+    reconfigure(tmp_path, num_nextn_predict_layers=1)
+    assert load_pretrained(tmp_path).spec.num_hidden_layers == 2
+    rewrite(tmp_path, lambda tensors: tensors.update({"model.layers.3.eh_proj.weight": torch.zeros(2)}))
+    with pytest.raises(FileFormatError, match=r"holds model\.layers\.3\.eh_proj"):
+        load_pretrained(tmp_path)
 
 
 def test_a_tensor_of_another_shape_is_named(folder: Path) -> None:

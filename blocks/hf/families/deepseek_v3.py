@@ -95,9 +95,6 @@ def weights(spec: ModelSpec) -> Iterator[Weight]:
                 yield from parts.mlp(ours, f"{theirs}.mlp", place.block)
 
 
-UNUSED = (r".*rotary_emb\.inv_freq$", r"model\.layers\.61\.")
-"""The published models have 61 layers; what a checkpoint calls the next one predicts further tokens."""
-
 NO_EFFECT = ("num_nextn_predict_layers", "ep_size")
 
 FAMILY = Family(
@@ -108,5 +105,4 @@ FAMILY = Family(
     weights=weights,
     aliases={"num_mtp_layers": "num_nextn_predict_layers", "num_local_experts": "n_routed_experts"},
     no_effect=NO_EFFECT,
-    unused=UNUSED,
 )

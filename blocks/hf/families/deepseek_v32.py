@@ -64,5 +64,4 @@ FAMILY = Family(
     weights=deepseek_v3.weights,
     aliases={"num_mtp_layers": "num_nextn_predict_layers", "num_experts": "n_routed_experts"},
     no_effect=deepseek_v3.NO_EFFECT,
-    unused=deepseek_v3.UNUSED,
 )

@@ -114,5 +114,4 @@ FAMILY = Family(
     weights=weights,
     aliases={"num_mtp_layers": "num_nextn_predict_layers", "num_local_experts": "n_routed_experts"},
     no_effect=("num_nextn_predict_layers",),
-    unused=(r".*rotary_emb\.inv_freq$", r"model\.layers\.(46|92)\.", r".*\.shared_head\."),
 )
