@@ -12,10 +12,8 @@ from typing import Annotated
 import typer
 
 from archcompass import __version__
-from archcompass.errors import ArchcompassError, InputError, StoppedError
-
-STOPPED = 130
-"""Exit code of what Ctrl-C ended, as shells have it."""
+from archcompass.advisor.cli.output import fail
+from archcompass.errors import ArchcompassError, StoppedError
 
 app = typer.Typer(
     name="archcompass",
@@ -51,36 +49,24 @@ def run() -> None:
     # Plugins of pydantic trace other people's programs; looking for them costs each start a tenth of its time.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     from archcompass.advisor.cli.commands import register
-    from archcompass.advisor.cli.output import fail
 
     register(sys.argv[1:])
     try:
         code = app(prog_name="archcompass", standalone_mode=False)
         sys.stdout.flush()
-        if code == STOPPED:  # what typer makes of Ctrl-C where no command has more to say
+        if code == StoppedError.exit_code:  # what typer makes of Ctrl-C where no command has more to say
             raise KeyboardInterrupt
-    except StoppedError as error:
-        fail(str(error))
-        code = STOPPED
-    except (typer.Abort, KeyboardInterrupt):
-        fail("stopped; nothing was left half-written")
-        code = STOPPED
-    except InputError as error:
-        fail(str(error))
-        code = 2
     except ArchcompassError as error:
         fail(str(error))
-        code = 1
+        code = error.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        fail("stopped; nothing was left half-written")
+        code = StoppedError.exit_code
     except OSError as error:
         # A file that cannot be used is refused by name where it is opened; without a name it is our output.
         if error.filename is not None:
             raise
-        # Nothing more is written there, not even while the interpreter shuts down.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        gone = isinstance(error, BrokenPipeError)
-        if not gone:
-            fail(f"the output cannot be written: {error.strerror}")
-        code = 141 if gone else 1
+        code = _unwritable(error)
     except Exception as error:
         # typer keeps its usage errors to itself, and they moved between its versions: known by what they can do.
         if not hasattr(error, "format_message"):
@@ -89,6 +75,16 @@ def run() -> None:
             fail(f"{told} ({_place(error)} --help shows how)")
         code = 2
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _unwritable(error: OSError) -> int:
+    """Exit code of a run whose output is full, or has been closed as `head` does; that is no failure to tell of."""
+    # Nothing more is written there, not even while the interpreter shuts down.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):
+        return 141
+    fail(f"the output cannot be written: {error.strerror}")
+    return 1
 
 
 def _place(error: Exception) -> str:

@@ -23,11 +23,19 @@ FEW = 12
 
 
 class ArchcompassError(Exception):
-    """Base of everything raised on purpose."""
+    """Base of everything raised on purpose.
+
+    Attributes:
+        exit_code: what the command line ends with.
+    """
+
+    exit_code = 1
 
 
 class InputError(ArchcompassError, ValueError):
     """What the user gave cannot be used."""
+
+    exit_code = 2
 
 
 class SpecError(InputError):
@@ -84,6 +92,8 @@ class MeasurementError(ArchcompassError, RuntimeError):
 
 class StoppedError(ArchcompassError):
     """The user stopped it; the message says what was kept."""
+
+    exit_code = 130
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
