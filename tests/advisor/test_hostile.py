@@ -515,13 +515,20 @@ def test_any_pattern_is_expanded_or_refused(pattern: str) -> None:
         assert expand(compress(layers)) == layers
 
 
+UNITS = ["", "k", "M", "G", " MB", "GB", "GiB", "ms", " s", "x l4"]
+QUANTITIES = st.builds(
+    "{}{}".format, st.integers(1, 4096) | st.floats(0.1, 64.0).map(lambda x: f"{x:.3g}"), st.sampled_from(UNITS)
+)
+"""What may well be right, so that what is taken is looked at too."""
+
 FLAGS = ["--context", "--gpu", "--vram", "--output", "--precision", "--ttft-ms", "--concurrency", "--breadth", "--ram"]
 
 
 @FUZZ
 @given(
     st.lists(
-        st.tuples(st.sampled_from(FLAGS), words | st.text(string.digits + "kKmMgGbB.e-+ x", max_size=9)), max_size=3
+        st.tuples(st.sampled_from(FLAGS), QUANTITIES | words | st.text(string.digits + "kKmMgGbB.e-+ x", max_size=9)),
+        max_size=3,
     )
 )
 def test_any_flags_make_a_workload_or_are_refused(flags: list[tuple[str, str]]) -> None:
