@@ -30,6 +30,9 @@ from archcompass.profiles.request import Request
 MEASURED_ALONE = ("gemm", "grouped_gemm", "attention")
 """Kinds whose curves come from `products`; all others are measured inside their block."""
 
+LARGE = 2**18
+"""Elements of a weight that drives something out of the caches; one of low rank does not."""
+
 _SEEN = 0.3
 """Below this share of a block's time, what is not launches is noise."""
 
@@ -95,8 +98,8 @@ class Parts:
         """(seconds of one forward of the block with its norm and residual sum, less its linear layers; their FLOPs).
 
         Single steps find their code and weights as cold as in a model: layers are cycled, a block of another kind runs
-        before each, and every product drives out of the caches what one of ordinary size would. Layers share one context, as
-        those of a model do.
+        before each, and every product that is none of low rank drives out of the caches what one of ordinary size would; in
+        a tiny block, all do. Layers share one context, as those of a model do.
         """
         spec, dtype, single = alone(block, width), build.DTYPES[self.name], step.new_tokens == 1
         weight_bytes = block.parameters(width).active * dtype.itemsize
@@ -118,7 +121,7 @@ class Parts:
                 _, after = layer(x, states[index], context)
                 states[index] = after if step.past_tokens else None
 
-        with apart(self.device, evict=cold) as products:
+        with apart(self.device, evict_from=(LARGE if width > TINY_WIDTH else 0) if cold else None) as products:
             all_layers()
             flops = products.flops / copies
             spent = beside(all_layers, products, self.device, most=30)
@@ -220,22 +223,23 @@ class Apart:
 
 
 @contextmanager
-def apart(device: torch.device, evict: bool = False) -> Iterator[Apart]:
+def apart(device: torch.device, evict_from: int | None = None) -> Iterator[Apart]:
     """Within it, linear layers are timed by themselves, or left out on an accelerator.
 
     Args:
-        evict: with each product, read four megabytes of memory besides, as the product with a weight of ordinary size would.
+        evict_from: with each product whose weight has at least so many elements, read four megabytes of memory besides, as the
+            product with a weight of ordinary size would; None reads none.
     """
     now, plain = processor_clock(), Linear.forward
     found = Apart(now)
-    other = ballast() if evict else None
+    other = None if evict_from is None else ballast()
 
     def forward(layer: Linear, x: torch.Tensor) -> torch.Tensor:
         start = now()
         found.flops += 2.0 * math.prod(x.shape) * layer.out_features
         if device.type != "cpu":
             return found.without(layer, x)
-        if other is not None:
+        if other is not None and layer.weight.numel() >= (evict_from or 0):
             next(other).sum()
         y: torch.Tensor = plain(layer, x)
         found.seconds += now() - start
