@@ -8,6 +8,7 @@ The terms it speaks in, `Step`, `Op` and the rest, are those of `blocks.terms`, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
@@ -143,6 +144,9 @@ class Block(BaseModel):
 TINY_WIDTH = 64
 """The width that the instances of `Block.tiny` act on."""
 
+MOST_DIVISORS_TRIED = 1_000_000
+"""Enough for sizes up to 10^12; of larger ones, which no model has, the nearest may lie nearer than the one named."""
+
 BLOCKS: dict[str, type[Block]] = {}
 """Every block class by kind. Filled by `known_blocks`."""
 
@@ -197,6 +201,19 @@ AnyBlock = Annotated[SerializeAsAny[Block], WrapValidator(_resolve)]
 """A field that holds any registered block, parsed by its `kind`."""
 
 
+def must_divide(field: str, value: int, whole: str, size: int) -> None:
+    """Refuses a field that does not divide another, and names the nearest value that does.
+
+    Raises:
+        SpecError: it does not.
+    """
+    if size % value == 0:
+        return
+    small = [n for n in range(1, min(math.isqrt(size), MOST_DIVISORS_TRIED) + 1) if size % n == 0]
+    best = min((*small, *(size // n for n in reversed(small))), key=lambda n: abs(n - value))
+    raise SpecError(f"{field} ({value}) must divide {whole} ({size}); nearest: {best}")
+
+
 def explain(error: ValidationError, where: str = "", fields: Iterable[str] = ()) -> SpecError:
     """One line for a person, from pydantic's report: the place, the value, the rule, the nearest field when one is unknown."""
     errors = error.errors()
@@ -233,6 +250,7 @@ __all__ = [
     "explain",
     "gemm",
     "known_blocks",
+    "must_divide",
     "pointwise",
     "shared_heads",
 ]

@@ -19,6 +19,7 @@ from archcompass.blocks.base import (
     Traits,
     costed,
     gemm,
+    must_divide,
     pointwise,
     shared_heads,
 )
@@ -80,13 +81,7 @@ class Attention(Block):
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
-        heads, groups = self.num_attention_heads, self.num_key_value_heads
-        if heads % groups:
-            divisors = [n for n in range(1, heads + 1) if heads % n == 0]
-            best = min(divisors, key=lambda n: abs(n - groups))
-            raise SpecError(
-                f"num_key_value_heads ({groups}) must divide num_attention_heads ({heads}); nearest: {best}"
-            )
+        must_divide("num_key_value_heads", self.num_key_value_heads, "num_attention_heads", self.num_attention_heads)
         if self.sliding_window and self.attention_chunk_size:
             raise SpecError("sliding_window and attention_chunk_size exclude each other; keep one")
         if self.qk_norm == "all" and self.qk_norm_after_rope:

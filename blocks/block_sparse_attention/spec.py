@@ -24,11 +24,11 @@ from archcompass.blocks.base import (
     Traits,
     costed,
     gemm,
+    must_divide,
     pointwise,
     shared_heads,
 )
 from archcompass.blocks.rope import Rope
-from archcompass.errors import SpecError
 from archcompass.kernels.attention.cost import attention_cost, sparse_attention_cost
 from archcompass.kernels.cost import ceil_div
 
@@ -68,13 +68,7 @@ class BlockSparseAttention(Block):
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
-        heads, groups = self.num_attention_heads, self.num_key_value_heads
-        if heads % groups:
-            divisors = [n for n in range(1, heads + 1) if heads % n == 0]
-            best = min(divisors, key=lambda n: abs(n - groups))
-            raise SpecError(
-                f"num_key_value_heads ({groups}) must divide num_attention_heads ({heads}); nearest: {best}"
-            )
+        must_divide("num_key_value_heads", self.num_key_value_heads, "num_attention_heads", self.num_attention_heads)
         if self.rope is not None:
             self.rope.rotary_dim(self.head_dim)
         return self

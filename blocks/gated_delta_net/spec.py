@@ -17,6 +17,7 @@ from archcompass.blocks.base import (
     Step,
     Traits,
     gemm,
+    must_divide,
     pointwise,
     shared_heads,
 )
@@ -30,7 +31,6 @@ from archcompass.blocks.recurrence import (
     norm_held,
     recurrent_live,
 )
-from archcompass.errors import SpecError
 
 
 class GatedDeltaNet(Block):
@@ -59,10 +59,7 @@ class GatedDeltaNet(Block):
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
-        heads, groups = self.num_value_heads, self.num_key_heads
-        if heads % groups:
-            best = min((n for n in range(1, heads + 1) if heads % n == 0), key=lambda n: abs(n - groups))
-            raise SpecError(f"num_key_heads ({groups}) must divide num_value_heads ({heads}); nearest: {best}")
+        must_divide("num_key_heads", self.num_key_heads, "num_value_heads", self.num_value_heads)
         return self
 
     @property

@@ -21,6 +21,7 @@ from archcompass.blocks.base import (
     Traits,
     costed,
     gemm,
+    must_divide,
     pointwise,
     shared_heads,
 )
@@ -79,11 +80,7 @@ class Mamba2(Block):
 
     @model_validator(mode="after")
     def _shapes_divide(self) -> Self:
-        heads, groups = self.num_heads, self.n_groups
-        if heads % groups:
-            divisors = [n for n in range(1, heads + 1) if heads % n == 0]
-            best = min(divisors, key=lambda n: abs(n - groups))
-            raise SpecError(f"n_groups ({groups}) must divide num_heads ({heads}); nearest: {best}")
+        must_divide("n_groups", self.n_groups, "num_heads", self.num_heads)
         if self.chunk_size is not None and self.chunk_size & (self.chunk_size - 1):
             raise SpecError(
                 f"chunk_size ({self.chunk_size}) must be a power of two; nearest: {2 ** round(math.log2(self.chunk_size))}"

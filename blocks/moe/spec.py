@@ -11,7 +11,7 @@ from typing import Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from archcompass.blocks.base import Block, Live, Op, Parameters, Step, Traits, gemm, pointwise
+from archcompass.blocks.base import Block, Live, Op, Parameters, Step, Traits, gemm, must_divide, pointwise
 from archcompass.blocks.gated_mlp.spec import GatedMLP
 from archcompass.errors import SpecError
 from archcompass.kernels.moe import expected_distinct_experts
@@ -95,10 +95,7 @@ class MoE(Block):
         return self
 
     def _check_groups(self, groups: int, kept: int) -> None:
-        if self.num_experts % groups:
-            divisors = [n for n in range(1, self.num_experts + 1) if self.num_experts % n == 0]
-            best = min(divisors, key=lambda n: abs(n - groups))
-            raise SpecError(f"n_group ({groups}) must divide num_experts ({self.num_experts}); nearest: {best}")
+        must_divide("n_group", groups, "num_experts", self.num_experts)
         if kept > groups:
             raise SpecError(f"topk_group ({kept}) must be at most n_group ({groups})")
         if kept * (self.num_experts // groups) < self.num_experts_per_tok:

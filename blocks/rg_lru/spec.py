@@ -11,9 +11,8 @@ from typing import Literal, Self
 from pydantic import PositiveInt, model_validator
 
 from archcompass.blocks.activations import Activation
-from archcompass.blocks.base import Block, Live, Op, Parameters, StateTensor, Step, Traits, gemm, pointwise
+from archcompass.blocks.base import Block, Live, Op, Parameters, StateTensor, Step, Traits, gemm, must_divide, pointwise
 from archcompass.blocks.recurrence import channels_alive, conv_state, convolution, diagonal_held, diagonal_recurrence
-from archcompass.errors import SpecError
 
 
 class RGLRU(Block):
@@ -35,10 +34,7 @@ class RGLRU(Block):
 
     @model_validator(mode="after")
     def _blocks_divide(self) -> Self:
-        width, blocks = self.lru_width, self.num_attention_heads
-        if width % blocks:
-            best = min((n for n in range(1, width + 1) if width % n == 0), key=lambda n: abs(n - blocks))
-            raise SpecError(f"num_attention_heads ({blocks}) must divide lru_width ({width}); nearest: {best}")
+        must_divide("num_attention_heads", self.num_attention_heads, "lru_width", self.lru_width)
         return self
 
     @property

@@ -13,10 +13,9 @@ from typing import Literal, Self
 
 from pydantic import PositiveFloat, PositiveInt
 
-from archcompass.blocks.base import Block, Live, Op, Parameters, StateTensor, Step, Traits, gemm, pointwise
+from archcompass.blocks.base import Block, Live, Op, Parameters, StateTensor, Step, Traits, gemm, must_divide, pointwise
 from archcompass.blocks.recurrence import channels_alive, linear_held, linear_recurrence, matrix_state, shift_state
 from archcompass.blocks.rwkv4.spec import ChannelMix
-from archcompass.errors import SpecError
 
 
 class RWKV6TimeMix(Block):
@@ -41,8 +40,7 @@ class RWKV6TimeMix(Block):
         return Traits(role="mixer", mixes_time=True)
 
     def check(self, width: int) -> None:
-        if width % self.head_dim:
-            raise SpecError(f"head_dim ({self.head_dim}) must divide hidden_size ({width})")
+        must_divide("head_dim", self.head_dim, "hidden_size", width)
 
     def parameters(self, width: int) -> Parameters:
         low_rank = 10 * width * self.time_mix_extra_dim + 2 * width * self.time_decay_extra_dim

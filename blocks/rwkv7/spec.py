@@ -14,9 +14,8 @@ from typing import Literal, Self
 
 from pydantic import PositiveFloat, PositiveInt
 
-from archcompass.blocks.base import Block, Live, Op, Parameters, StateTensor, Step, Traits, gemm, pointwise
+from archcompass.blocks.base import Block, Live, Op, Parameters, StateTensor, Step, Traits, gemm, must_divide, pointwise
 from archcompass.blocks.recurrence import channels_alive, low_rank_held, low_rank_recurrence, matrix_state, shift_state
-from archcompass.errors import SpecError
 
 
 class RWKV7TimeMix(Block):
@@ -53,8 +52,7 @@ class RWKV7TimeMix(Block):
         return Traits(role="mixer", mixes_time=True)
 
     def check(self, width: int) -> None:
-        if width % self.head_dim:
-            raise SpecError(f"head_dim ({self.head_dim}) must divide hidden_size ({width})")
+        must_divide("head_dim", self.head_dim, "hidden_size", width)
 
     def parameters(self, width: int) -> Parameters:
         # Six mixing vectors, k_k, k_a and r_k, the norm's weight and bias, and a base for every low rank but the gate's.
@@ -85,7 +83,7 @@ class RWKV7TimeMix(Block):
         core = low_rank_held(step, heads=width // self.head_dim, head_dim=self.head_dim)
         before = channels_alive(step, 14 * width, width)
         drawn = 0 if self.first else 3 * width  # values on their way to the first layer's
-        saved = channels_alive(step, 20 * width + drawn + sum(self.ranks.values()), 2 * width)
+        saved = channels_alive(step, 19 * width + drawn + sum(self.ranks.values()), width)
         flowing = channels_alive(step, 0, 3 * width)  # where the bonus and the recurrence's result come together
         return Live(
             peak_bytes=before + core.peak_bytes,
