@@ -18,7 +18,7 @@ from archcompass.kernels.eager import plain_call
 
 FEW_ROWS = 4  # served by one reading of the matrix (measured: 2 to 3 times F.linear up to here, slower from 6)
 WORTH_A_CALL = 1 << 20  # multiply-adds; oneDNN takes 15 microseconds to start
-WORTH_HALVING = 1 << 15  # elements of a matrix; MKL's batched product takes 4 microseconds more to call than F.linear
+WORTH_HALVING = 1 << 16  # elements of a matrix; MKL's batched product takes 5 microseconds or more to be called
 WORTH_A_THREAD = 1 << 17  # elements of a matrix that one thread sums in the time that waking another takes
 
 _HAS_MKL, _HAS_ONEDNN = torch.backends.mkl.is_available(), torch.backends.mkldnn.is_available()

@@ -1,5 +1,6 @@
 """RWKV-7 at work. One forward serves prompts, further segments and single steps."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -7,12 +8,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from archcompass.blocks.base import Block
-from archcompass.blocks.runtime import BlockModule, BlockState, Context, Linear
+from archcompass.blocks.runtime import BlockModule, BlockState, Context, Linear, at_once
 from archcompass.blocks.rwkv7.spec import RWKV7ChannelMix, RWKV7TimeMix
 from archcompass.blocks.time_mixing import ShiftedMatrixState, ShiftState, hide, keeps, previous, wide
 from archcompass.kernels.delta_rule import dplr, dplr_step
+from archcompass.kernels.linear import linear
 
 FIRST_VALUES = "rwkv7_first_values"
+STRONGEST = -math.exp(-0.5)  # log decay, at a sigmoid of one
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,
@@ -22,12 +25,12 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class LowRank(nn.Module):
-    """x -> base + act(x down) up, with down [width, rank] and up [rank, width]; the base is optional."""
+    """x -> base + up act(down x), with down [rank, width] and up [width, rank]; the base is optional."""
 
     def __init__(self, width: int, rank: int, *, base: bool = True) -> None:
         super().__init__()
-        self.down = nn.Parameter(torch.empty(width, rank))
-        self.up = nn.Parameter(torch.empty(rank, width))
+        self.down = nn.Parameter(torch.empty(rank, width))
+        self.up = nn.Parameter(torch.empty(width, rank))
         self.base = nn.Parameter(torch.empty(width)) if base else None
 
     def start(self, base: float | Tensor) -> None:
@@ -39,12 +42,11 @@ class LowRank(nn.Module):
                 self.base.copy_(torch.as_tensor(base))
 
     def forward(self, x: Tensor, act: str = "none") -> Tensor:
-        y: Tensor = ACTIVATIONS[act](x @ self.down) @ self.up
-        return y if self.base is None else self.base + y
+        return linear(ACTIVATIONS[act](linear(x, self.down)), self.up, self.base)
 
 
 class RWKV7TimeMixModule(BlockModule):
-    """x [batch, time, width] -> [batch, time, width]. The rows of `mix` are μ of r, w, k, v, a, g."""
+    """x [batch, time, width] -> [batch, time, width]. The rows of `mix` are μ of r, k, v, w, a, g."""
 
     spec: RWKV7TimeMix
 
@@ -79,18 +81,22 @@ class RWKV7TimeMixModule(BlockModule):
         for zeros in (self.bonus, self.norm_bias):
             nn.init.zeros_(zeros)
 
+    def read_together(self) -> tuple[tuple[Linear, ...]]:
+        return ((self.receptance, self.key, self.value),)
+
     def forward(
         self, x: Tensor, state: BlockState | None = None, context: Context | None = None
     ) -> tuple[Tensor, BlockState | None]:
         before = state if isinstance(state, ShiftedMatrixState) else None
         x = hide(x, context)
         shifted = previous(x, None if before is None else before.shift)
-        xr, xw, xk, xv, xa, xg = (torch.lerp(x, shifted, share) for share in self.mix)
-        r, k, v = self.receptance(xr), self.key(xk), self._mix_values(self.value(xv), xv, context)
-        log_decay = -torch.exp(-F.softplus(-wide(self.decay(xw, "tanh"))) - 0.5)
+        mixed, (xw, xa, xg) = torch.lerp(x, shifted, self.mix.view(6, 1, 1, -1)).split(3)
+        r, k, v = at_once(*self.read_together(), mixed)
+        v = self._mix_values(v, mixed[2], context)
+        log_decay = STRONGEST * wide(self.decay(xw, "tanh")).sigmoid()
         rate = self.rate(xa).sigmoid()
         removed = F.normalize(self._by_head(k * self.removal), dim=-1)
-        k = k * (1 + (rate - 1) * self.replacement)
+        k = torch.lerp(k, k * rate, self.replacement)
         r, k, v, rate, log_decay = (self._by_head(part) for part in (r, k, v, rate, log_decay))
         y, recurrent = self._recur(r, k, v, -removed, removed * rate, log_decay, before)
         y = self._normalise(y) + ((r * k * self.bonus).sum(dim=-1, keepdim=True) * v).flatten(2)

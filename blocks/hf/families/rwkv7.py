@@ -9,7 +9,7 @@ from archcompass.blocks.hf import parts
 from archcompass.blocks.hf.families.rwkv import assemble, layer_norms, mixes
 from archcompass.blocks.hf.family import Family, Part, first, norm_eps, places, written_sizes
 from archcompass.blocks.hf.fields import Fields
-from archcompass.blocks.hf.weights import Reshaped, Weight, same
+from archcompass.blocks.hf.weights import Reshaped, Transposed, Weight, same
 from archcompass.blocks.model.spec import ModelSpec
 from archcompass.blocks.rwkv7.spec import RWKV7ChannelMix, RWKV7TimeMix
 
@@ -68,13 +68,11 @@ def weights(spec: ModelSpec) -> Iterator[Weight]:
 
 def _time_mix(ours: str, theirs: str, width: int, is_first: bool) -> Iterator[Weight]:
     flat = Reshaped((width,), (1, 1, width))
-    yield mixes(f"{ours}.mix", theirs, ("r", "w", "k", "v", "a", "g"), width, "x_")
+    yield mixes(f"{ours}.mix", theirs, ("r", "k", "v", "w", "a", "g"), width, "x_")
     for name, letter in _LOW_RANKS[:2] if is_first else _LOW_RANKS:
         yield Weight(f"{ours}.{name}.base", (f"{theirs}.{letter}0",), flat)
-        yield same(f"{ours}.{name}.down", f"{theirs}.{letter}1")
-        yield same(f"{ours}.{name}.up", f"{theirs}.{letter}2")
-    yield same(f"{ours}.gate.down", f"{theirs}.g1")
-    yield same(f"{ours}.gate.up", f"{theirs}.g2")
+        yield from _low_rank(f"{ours}.{name}", f"{theirs}.{letter}")
+    yield from _low_rank(f"{ours}.gate", f"{theirs}.g")
     yield Weight(f"{ours}.removal", (f"{theirs}.k_k",), flat)
     yield Weight(f"{ours}.replacement", (f"{theirs}.k_a",), flat)
     yield same(f"{ours}.bonus", f"{theirs}.r_k")
@@ -82,6 +80,11 @@ def _time_mix(ours: str, theirs: str, width: int, is_first: bool) -> Iterator[We
         yield from parts.linear(f"{ours}.{name}", f"{theirs}.{name}")
     yield same(f"{ours}.norm_weight", f"{theirs}.ln_x.weight")
     yield same(f"{ours}.norm_bias", f"{theirs}.ln_x.bias")
+
+
+def _low_rank(ours: str, theirs: str) -> Iterator[Weight]:
+    yield Weight(f"{ours}.down", (f"{theirs}1",), Transposed())
+    yield Weight(f"{ours}.up", (f"{theirs}2",), Transposed())
 
 
 FAMILY = Family(
