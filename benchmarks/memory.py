@@ -124,7 +124,7 @@ def trained(tokens: int, precision: str, recompute: str) -> Request:
 
 
 def training_row(spec: ModelSpec, tokens: int, precision: str, recompute: str) -> dict[str, Any]:
-    """The second of two steps, moments being there. How fast random heads decay decides which form runs: hence the seed."""
+    """The second of two steps, moments being there."""
     torch.manual_seed(0)
     request = trained(tokens, precision, recompute)
     model = build.model(spec, CPU, build.dtype_of(request)).train()
