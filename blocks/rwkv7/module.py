@@ -42,7 +42,9 @@ class LowRank(nn.Module):
                 self.base.copy_(torch.as_tensor(base))
 
     def forward(self, x: Tensor, act: str = "none") -> Tensor:
-        return linear(ACTIVATIONS[act](linear(x, self.down)), self.up, self.base)
+        times = linear if x.dtype == torch.bfloat16 else F.linear  # `linear` gains nothing at so few columns in float32
+        y = times(ACTIVATIONS[act](times(x, self.down)), self.up)
+        return y if self.base is None else self.base + y
 
 
 class RWKV7TimeMixModule(BlockModule):
