@@ -3,9 +3,9 @@
     python benchmarks/cpu_moe_attention.py [--threads 1] [--seconds 1] [--clock cpu] [--only experts] [--write]
 
 Experts: against a loop over experts that looks its tokens up (the form most model code has), a loop over sorted rows, and
-torch's grouped_mm. Attention: against one call of scaled_dot_product_attention that says the same, with a mask where it
-needs one. Our time is divided by the best of the others; below 1 we are faster. `--write` keeps the result, with machine
-and versions, in benchmarks/results/cpu_moe_attention.json.
+torch's grouped_mm; nine routings take turns. Attention: against one call of scaled_dot_product_attention that says the same,
+with a mask where it needs one. Our time is divided by the best of the others; below 1 we are faster. `--write` keeps the
+result, with machine and versions, in benchmarks/results/cpu_moe_attention.json.
 """
 
 import argparse
@@ -14,6 +14,8 @@ import platform
 import random
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import cycle
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,7 +31,9 @@ RESULT = Path(__file__).resolve().parent / "results" / "cpu_moe_attention.json"
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 DTYPES = (torch.float32, torch.bfloat16)
 FEWEST, MOST = 3, 45  # rounds
+ROUTINGS = 9  # a few tokens may meet many experts or few, side by side or apart
 Calls = dict[str, Callable[[], object]]
+Routing = tuple[Tensor, Tensor]
 
 # tokens, experts, chosen, hidden, inner
 EXPERTS = [(2048, 32, 4, 768, 512), (2048, 128, 8, 768, 256), (16, 32, 4, 768, 512), (1, 32, 4, 768, 512)]
@@ -43,15 +47,15 @@ ATTENTION: list[tuple[str, int, int, int, int, int, int, int | None]] = [
 ]
 
 
-def expert_calls(x: Tensor, weights: Tensor, chosen: Tensor, gate_up: Tensor, down: Tensor) -> Calls:
-    """Ours and three others, on the same tensors."""
-    count, weights = gate_up.shape[0], weights.to(x.dtype)
+def expert_calls(x: Tensor, routes: list[Routing], gate_up: Tensor, down: Tensor) -> Calls:
+    """Ours and three others, on the same tensors, each call with the next of the routings."""
+    count = gate_up.shape[0]
 
     def expert(rows: Tensor, index: int) -> Tensor:
         gate, up = linear(rows, gate_up[index]).chunk(2, dim=-1)
         return linear(silu(gate) * up, down[index])
 
-    def looked_up() -> Tensor:
+    def looked_up(weights: Tensor, chosen: Tensor) -> Tensor:
         y = torch.zeros_like(x)
         for index in range(count):
             token, slot = torch.where(chosen == index)
@@ -59,7 +63,7 @@ def expert_calls(x: Tensor, weights: Tensor, chosen: Tensor, gate_up: Tensor, do
                 y.index_add_(0, token, expert(x[token], index) * weights[token, slot, None])
         return y
 
-    def sorted_rows() -> tuple[Tensor, Tensor, Tensor]:
+    def sorted_rows(weights: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         order = chosen.flatten().argsort(stable=True)
         return (
             order // chosen.shape[1],
@@ -67,24 +71,35 @@ def expert_calls(x: Tensor, weights: Tensor, chosen: Tensor, gate_up: Tensor, do
             torch.bincount(chosen.flatten(), minlength=count),
         )
 
-    def sorted_loop() -> Tensor:
-        token, scale, counts = sorted_rows()
+    def sorted_loop(weights: Tensor, chosen: Tensor) -> Tensor:
+        token, scale, counts = sorted_rows(weights, chosen)
         parts = zip(x[token].split(counts.tolist()), range(count), strict=True)
         return torch.zeros_like(x).index_add_(0, token, torch.cat([expert(r, i) for r, i in parts if len(r)]) * scale)
 
-    def grouped() -> Tensor:
-        token, scale, counts = sorted_rows()
+    def grouped(weights: Tensor, chosen: Tensor) -> Tensor:
+        token, scale, counts = sorted_rows(weights, chosen)
         ends = counts.cumsum(0, dtype=torch.int32)
         gate, up = grouped_mm(x[token], gate_up.transpose(1, 2), offs=ends).chunk(2, dim=-1)
         rows = grouped_mm(silu(gate) * up, down.transpose(1, 2), offs=ends) * scale
         return torch.zeros_like(x).index_add_(0, token, rows)
 
-    return {
-        "ours": lambda: moe_mlp(x, weights, chosen, gate_up, down),
+    calls: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "ours": lambda weights, chosen: moe_mlp(x, weights, chosen, gate_up, down),
         "loop over experts": looked_up,
         "loop over sorted rows": sorted_loop,
         "torch grouped_mm": grouped,
     }
+    return {name: partial(_with_next, call, cycle(routes)) for name, call in calls.items()}
+
+
+def _with_next(call: Callable[[Tensor, Tensor], Tensor], routes: Iterator[Routing]) -> Tensor:
+    return call(*next(routes))
+
+
+def routed(tokens: int, experts: int, top_k: int, dtype: torch.dtype) -> Routing:
+    """Weights and experts of every token, by chance."""
+    weights, chosen = route(torch.randn(tokens, experts), top_k)
+    return weights.to(dtype), chosen
 
 
 def expert_cases() -> Iterator[tuple[str, Calls]]:
@@ -93,13 +108,13 @@ def expert_cases() -> Iterator[tuple[str, Calls]]:
         for tokens, experts, top_k, hidden, inner in EXPERTS:
             x, gate_up = torch.randn(tokens, hidden).to(dtype), torch.randn(experts, 2 * inner, hidden).to(dtype) / 30
             down = torch.randn(experts, hidden, inner).to(dtype) / 30
-            weights, chosen = route(torch.randn(tokens, experts), top_k)
+            routes = [routed(tokens, experts, top_k, dtype) for _ in range(ROUTINGS)]
             name = f"experts {experts} choose {top_k}, {hidden}-{inner}, {tokens} tokens, {str(dtype)[6:]}"
-            yield name, expert_calls(x, weights, chosen, gate_up, down)
+            yield name, expert_calls(x, routes, gate_up, down)
             if tokens > 1000 and experts < 100:
                 # Routing weights too: without their gradient a router learns nothing.
-                leaves = [t.requires_grad_() for t in (x, weights, gate_up, down)]
-                calls = expert_calls(x, weights, chosen, gate_up, down)
+                leaves = [t.requires_grad_() for t in (x, routes[0][0], gate_up, down)]
+                calls = expert_calls(x, routes[:1], gate_up, down)
                 yield name + ", with backward", {k: _with_backward(call, leaves) for k, call in calls.items()}
 
 
