@@ -30,8 +30,8 @@ from archcompass.profiles.measure.training import optimizer, training
 from archcompass.profiles.predict import owned_work, time_of
 from archcompass.profiles.request import Request
 
-# Eight of ten measured times over their predictions, each by a single calibration, on a machine that was calm or busy with other
-# work (`range_of_one_visit` of benchmarks/accuracy.py).
+# Eight of ten measured times over their predictions, each by a single calibration, whether the machine was calm or busy with
+# other work (`range_of_one_visit` of benchmarks/accuracy.py).
 SPREAD = {"prefill": (0.85, 1.3), "decode": (0.7, 1.55)}
 
 
