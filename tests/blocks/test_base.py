@@ -14,6 +14,12 @@ def test_a_value_that_does_not_divide_is_refused_with_the_nearest_that_does(valu
         must_divide("groups", value, "heads", size)
 
 
-def test_a_divisor_is_let_through() -> None:
-    for value in (1, 2, 3, 4, 6, 12):
-        must_divide("groups", value, "heads", 12)
+def test_only_divisors_are_let_through() -> None:
+    def refused(value: int) -> bool:
+        try:
+            must_divide("groups", value, "heads", 12)
+        except SpecError:
+            return True
+        return False
+
+    assert [value for value in range(1, 14) if not refused(value)] == [1, 2, 3, 4, 6, 12]

@@ -1,7 +1,7 @@
 """The block contract, over every block of the registry: a newcomer inherits these tests by its `tiny()`."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from archcompass.blocks.base import TINY_WIDTH, AnyBlock, Block, Op, Step, known_blocks
 from archcompass.blocks.precision import PRECISIONS
 from archcompass.blocks.runtime import BlockModule, BlockState, Context, initialise
+from archcompass.blocks.zoo import names, published
 
 CASES = [
     pytest.param(spec, id=f"{kind}-{index}")
@@ -169,6 +170,29 @@ def test_flops_are_those_fvcore_counts(spec: Block, step: Step, fvcore_flops: Ca
     with torch.no_grad():
         counted = fvcore_flops(Alone(module, state, step.past_tokens), (x,))
     assert total_flops(spec, step) == counted
+
+
+def published_blocks() -> Iterator[Any]:
+    """Each block of each published model once, with its width; the id names the first model that has it."""
+    seen = set[tuple[str, int]]()
+    for name, model in ((name, published(name)) for name in names()):
+        for part, block in model.blocks.items():
+            key = (block.model_dump_json(), model.hidden_size)
+            if key not in seen:
+                seen.add(key)
+                yield pytest.param(block, model.hidden_size, id=f"{name}-{part}")
+
+
+@pytest.mark.parametrize(("spec", "width"), list(published_blocks()))
+def test_flops_of_published_blocks_are_those_fvcore_counts(
+    spec: Block, width: int, fvcore_flops: Callable[..., int]
+) -> None:
+    step = Step(batch=1, past_tokens=3, new_tokens=1)
+    with torch.device("meta"), torch.no_grad():
+        module = spec.build(width).eval()
+        state = call(module, torch.empty(1, step.past_tokens, width))[1]
+        counted = fvcore_flops(Alone(module, state, step.past_tokens), (torch.empty(1, 1, width),))
+    assert sum(dense_flops(op) for op in spec.work(width, step)) == counted
 
 
 @pytest.mark.parametrize("spec", CASES)
