@@ -2,7 +2,7 @@
 
     python benchmarks/cpu_steps.py [--rounds 15] [--threads 1 2] [--output benchmarks/results/cpu_steps.json]
 
-For the ordinary instance of each block, after 64 tokens: one token through the block; the same with its bfloat16 matrices
+For the ordinary instance of each block, after 64 tokens: one token through the block; the same with its matrices
 laid by columns, as `LanguageModel.for_decoding` lays them; and torch's `linear` with every matrix a token meets, and one
 read of the recurrent state in float32, alone. The three take turns. Medians; with one thread of processor time.
 """
@@ -22,6 +22,7 @@ import torch
 from torch.nn import functional as F
 
 from archcompass.blocks.base import Block, known_blocks
+from archcompass.blocks.layout import lay_by_columns
 from archcompass.blocks.runtime import BlockModule, Context, initialise
 from archcompass.profiles.cpu import this_cpu
 
@@ -33,13 +34,13 @@ Run = Callable[[], object]
 
 def candidates(spec: Block, width: int, dtype: torch.dtype) -> dict[str, Run]:
     """A step, a step of the module laid out for decoding, and the products alone."""
-    runs: dict[str, Run] = {"step": one_token(built(spec, width, dtype), width, dtype)}
-    if dtype is torch.bfloat16:
-        laid = built(spec, width, dtype)
-        for matrix in matrices(laid):
-            matrix.data = matrix.data.mT.contiguous().mT
-        runs["step, by columns"] = one_token(laid, width, dtype)
-    return runs | {"matrix-vector products": products(spec, width, built(spec, width, dtype))}
+    laid = built(spec, width, dtype)
+    lay_by_columns(laid)
+    return {
+        "step": one_token(built(spec, width, dtype), width, dtype),
+        "step, by columns": one_token(laid, width, dtype),
+        "matrix-vector products": products(spec, width, built(spec, width, dtype)),
+    }
 
 
 def built(spec: Block, width: int, dtype: torch.dtype) -> BlockModule:

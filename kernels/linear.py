@@ -1,25 +1,28 @@
 """torch's linear layer, by whichever of the libraries inside torch is fastest for it on this processor.
 
 In float32 on the CPU `F.linear` always takes MKL. On an AMD processor that has half the speed of oneDNN, and reads the
-matrix of a single row at half the speed of memory, where MKL's own batched product reads it at full speed. In bfloat16
-oneDNN turns every matrix over before it multiplies, which for a single row takes longer than reading it; a matrix that
-lies by columns is summed column by column instead. The precision is the same, the order of the sums another.
+matrix of a single row at half the speed of memory, where MKL's own batched product reads it at three quarters. In bfloat16
+oneDNN turns every matrix over before it multiplies, which for a single row takes longer than reading it. Of a matrix that
+lies by columns a single row sums columns, in both types at the speed of memory. The precision is the same, the order of the
+sums another.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from archcompass.kernels import pages
 from archcompass.kernels.eager import plain_call
 
 FEW_ROWS = 4  # served by one reading of the matrix (measured: 2 to 3 times F.linear up to here, slower from 6)
 WORTH_A_CALL = 1 << 20  # multiply-adds; oneDNN takes 15 microseconds to start
 WORTH_HALVING = 1 << 16  # elements of a matrix; MKL's batched product takes 5 microseconds or more to be called
 WORTH_A_THREAD = 1 << 17  # elements of a matrix that one thread sums in the time that waking another takes
+BY_COLUMNS = (torch.float32, torch.bfloat16)  # of which torch has a fast sum of scaled rows
 
 _HAS_MKL, _HAS_ONEDNN = torch.backends.mkl.is_available(), torch.backends.mkldnn.is_available()
 
@@ -29,7 +32,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     Args:
         x: [..., in].
-        weight: [out, in], in rows, or (best for single rows in bfloat16) in columns: strides (1, out).
+        weight: [out, in], in rows, or (best for single rows) in columns: strides (1, out).
         bias: [out], or None.
 
     Returns:
@@ -38,19 +41,20 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if not x.is_cpu or not plain_call(x, weight, bias):
         return F.linear(x, weight, bias)
     rows, (columns, width) = x.numel() // max(x.shape[-1], 1), weight.shape
-    if x.dtype is torch.float32 and weight.is_contiguous():
-        if _HAS_MKL and 1 <= rows <= FEW_ROWS and columns % 2 == 0 and columns * width >= WORTH_HALVING:
+    by_rows, by_columns = weight.is_contiguous(), weight.stride() == (1, columns)
+    if rows == 1 and by_columns and x.dtype in BY_COLUMNS:
+        return _one_row(x, weight, bias)
+    if x.dtype is torch.float32 and (by_rows or by_columns):
+        if _HAS_MKL and by_rows and 1 <= rows <= FEW_ROWS and columns % 2 == 0 and columns * width >= WORTH_HALVING:
             return _few_rows(x, weight, bias)
         if _HAS_ONEDNN and rows * columns * width >= WORTH_A_CALL:
             product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
             return product
-    elif x.dtype is torch.bfloat16 and rows == 1 and weight.stride() == (1, columns):
-        return _one_row(x, weight, bias)
     return F.linear(x, weight, bias)
 
 
 def linears(inputs: Tensor, weights: Sequence[Tensor]) -> Sequence[Tensor] | None:
-    """x Wᵀ of each pair in one call, for single rows in bfloat16 and matrices that lie as `together` lays them.
+    """x Wᵀ of each pair in one call, for single rows and matrices that lie as `together` lays them.
 
     Args:
         inputs: [matrices, ..., in].
@@ -60,7 +64,7 @@ def linears(inputs: Tensor, weights: Sequence[Tensor]) -> Sequence[Tensor] | Non
         [..., out] of each pair; None where the products are the caller's to make, one by one.
     """
     first, count, width = weights[0], len(weights), inputs.shape[-1]
-    if inputs.dtype is not torch.bfloat16 or inputs.numel() != count * width or not inputs.is_cpu:
+    if inputs.dtype not in BY_COLUMNS or inputs.numel() != count * width or not inputs.is_cpu:
         return None
     if not (plain_call(inputs, *weights) and _lie_together(weights)):
         return None
@@ -73,19 +77,20 @@ def linears(inputs: Tensor, weights: Sequence[Tensor]) -> Sequence[Tensor] | Non
     return [part.view(*inputs.shape[1:-1], -1) for part in y.view(-1).split(columns)]
 
 
-def together(weights: Sequence[Tensor]) -> list[Tensor]:
-    """The same matrices [out, in] by columns, in one memory and in this order."""
-    memory = weights[0].new_empty(sum(weight.numel() for weight in weights))
-    parts = memory.split([weight.numel() for weight in weights])
-    laid = [part.view(weight.shape[::-1]).t() for part, weight in zip(parts, weights, strict=True)]
-    return [place.copy_(weight) for place, weight in zip(laid, weights, strict=True)]
+def together(weights: Sequence[Tensor]) -> Iterator[Tensor]:
+    """The same matrices [..., out, in] of one dtype by columns, in one memory and in this order, one after the other."""
+    sizes = [weight.numel() for weight in weights]
+    if not sizes:
+        return
+    for weight, part in zip(weights, pages.empty(sum(sizes), weights[0].dtype).split(sizes), strict=True):
+        yield part.view(weight.mT.shape).mT.copy_(weight)
 
 
 def _lie_together(weights: Sequence[Tensor]) -> bool:
-    """Whether bfloat16 matrices lie by columns in one memory, each where the one before it ends."""
+    """Whether matrices lie by columns in one memory, each where the one before it ends."""
     memory, end = weights[0].untyped_storage().data_ptr(), weights[0].storage_offset()
     for weight in weights:
-        if weight.dtype is not torch.bfloat16 or weight.stride() != (1, weight.shape[0]):
+        if weight.dtype is not weights[0].dtype or weight.stride() != (1, weight.shape[0]):
             return False
         if weight.storage_offset() != end or weight.untyped_storage().data_ptr() != memory:
             return False

@@ -5,6 +5,7 @@ A tensor that is the same on both sides stays a view of the mapped file; every o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
@@ -43,7 +44,7 @@ class Rows:
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         first = parts[0]
-        whole = first.new_empty([*first.shape[: self.dim], sum(self.sizes), *first.shape[self.dim + 1 :]])
+        whole = _room(first, (*first.shape[: self.dim], sum(self.sizes), *first.shape[self.dim + 1 :]))
         filled = first.shape[self.dim]
         whole.narrow(self.dim, 0, filled).copy_(first)
         del first
@@ -112,7 +113,7 @@ class Stacked:
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         each = len(parts) // self.count
         first = self.inner.join(parts[:each])
-        whole = first.new_empty(self.count, *first.shape)
+        whole = _room(first, (self.count, *first.shape))
         whole[0] = first
         for index in range(1, self.count):
             whole[index] = self.inner.join(parts[index * each : (index + 1) * each])
@@ -134,6 +135,13 @@ class Then:
 
     def split(self, tensor: Tensor) -> list[Tensor]:
         return self.first.split(self.second.split(tensor)[0])
+
+
+def _room(piece: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """What `piece` and others are joined to, outside the heap, in which every piece before it would leave a hole."""
+    from archcompass.kernels import pages
+
+    return pages.empty(math.prod(shape), piece.dtype).view(shape) if piece.is_cpu else piece.new_empty(shape)
 
 
 SAME = Same()

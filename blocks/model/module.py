@@ -9,13 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from archcompass.blocks.embedding.module import EmbeddingModule, HeadModule
+from archcompass.blocks.layout import lay_by_columns
 from archcompass.blocks.model.spec import ModelSpec, Residual
-from archcompass.blocks.runtime import BlockModule, BlockState, Context, Linear, initialise
+from archcompass.blocks.runtime import BlockModule, BlockState, Context, initialise
 from archcompass.errors import InputError
 from archcompass.kernels.cross_entropy import linear_cross_entropy
-from archcompass.kernels.linear import together
-
-SMALLEST_SIDE = 64  # of experts and tables, which are told from taps and decays by it
 
 
 @dataclass(slots=True)
@@ -126,22 +124,13 @@ class LanguageModel(nn.Module):
             initialise(model)
         return model.eval()
 
-    @torch.no_grad()
     def for_decoding(self) -> LanguageModel:
-        """Lays the bfloat16 matrices by columns, in place: a single token then takes half the time on a CPU.
+        """Lays the matrices by columns, in large pages, in place: a single token takes 0.5 to 0.8 of the time on a CPU.
 
-        Names, shapes and values stay; only strides change. Takes the memory of one matrix more while it runs, or of those that
-        are read together and so share one memory, and what was mapped from a file becomes memory of its own.
+        Names, shapes and values stay; only strides change. Batches of a few tokens may take longer. A table
+        that is only looked up stays as it is.
         """
-        groups = [group for m in self.modules() if isinstance(m, BlockModule) for group in m.read_together()]
-        for group in groups:
-            if all(type(layer) is Linear and layer.weight.dtype == torch.bfloat16 for layer in group):
-                for layer, laid in zip(group, together([layer.weight for layer in group]), strict=True):
-                    layer.weight.data = laid
-        large = (p for p in self.parameters() if p.ndim > 1 and min(p.shape[-2:]) >= SMALLEST_SIDE)
-        for matrix in {*large, *(module.weight for module in self.modules() if isinstance(module, Linear))}:
-            if matrix.dtype == torch.bfloat16 and not matrix.mT.is_contiguous():
-                matrix.data = matrix.data.mT.contiguous().mT
+        lay_by_columns(self, besides=[] if self.head.weight is None else [self.embedding.weight])
         return self
 
     def forward(

@@ -18,7 +18,16 @@ from torch.nn import functional
 from torch.utils.flop_counter import register_flop_formula
 
 from archcompass.kernels.eager import plain_call
-from archcompass.kernels.linear import WORTH_A_CALL, bags, linear, product, repeated, sum_of_rows, summed_rows
+from archcompass.kernels.linear import (
+    BY_COLUMNS,
+    WORTH_A_CALL,
+    bags,
+    linear,
+    product,
+    repeated,
+    sum_of_rows,
+    summed_rows,
+)
 from archcompass.kernels.moe.activations import Activation, Experts, experts_of
 from archcompass.kernels.moe.cost import moe_cost
 from archcompass.kernels.moe.few_rows import Batches, in_batches
@@ -234,7 +243,7 @@ def _through_gate_up(
 def _single_token(x: Tensor, weights: Tensor, chosen: Tensor, experts: Experts) -> Tensor:
     """A decode step: one view of each chosen expert, no sorting, no copy of weights."""
     gate_up, down, gate_up_bias, down_bias = experts.tensors()
-    if x.is_cpu and x.dtype == torch.bfloat16 and gate_up.mT.is_contiguous() and down.mT.is_contiguous():
+    if x.is_cpu and x.dtype in BY_COLUMNS and gate_up.mT.is_contiguous() and down.mT.is_contiguous():
         return _single_by_columns(x, weights[0], chosen[0], experts)
     picked = chosen[0].tolist()
     fed = (x * weights.t()).split(1) if experts.scale_input else [x] * len(picked)

@@ -99,7 +99,7 @@ def test_a_stranger_among_layers_that_are_read_together_is_called() -> None:
             return 2 * super().forward(x)
 
     first, second, stranger = Linear(64, 48).bfloat16(), Linear(64, 48).bfloat16(), Doubled(64, 48).bfloat16()
-    weights = together([torch.randn(48, 64).bfloat16() for _ in range(2)])
+    weights = list(together([torch.randn(48, 64).bfloat16() for _ in range(2)]))
     for layer, weight in zip((first, second, stranger), (*weights, weights[1]), strict=True):
         layer.weight.data = weight
     inputs = torch.randn(2, 1, 64).bfloat16()

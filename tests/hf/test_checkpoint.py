@@ -126,7 +126,7 @@ def test_loading_takes_at_most_a_fifth_more_memory_than_the_weights(tmp_path: Pa
     del model
     before = _reset_peak()
     loaded = load_pretrained(tmp_path)
-    assert all(bool(parameter.detach().isfinite().all()) for parameter in loaded.parameters())
+    assert all(parameter.detach().min() == parameter.detach().max() == 0.5 for parameter in loaded.parameters())
     assert _status("VmHWM") - before < 1.2 * weights
 
 

@@ -1,10 +1,14 @@
 """The linear layer says the same whichever library of torch computes it."""
 
+import gc
+import sys
+
 import pytest
 import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from archcompass.kernels import pages
 from archcompass.kernels.linear import linear, linears, products, together
 
 
@@ -22,9 +26,24 @@ def test_float32_equals_the_product_in_float64(rows: tuple[int, ...], columns: i
     )
 
 
-def test_a_matrix_that_lies_by_columns() -> None:
-    x, weight = torch.randn(2, 64), torch.randn(64, 48).t()
-    assert torch.allclose(linear(x, weight), x @ weight.t(), atol=1e-4)
+@pytest.mark.parametrize("rows", [1, 2, 600])
+@pytest.mark.parametrize("columns", [96, 95])
+def test_float32_by_columns_equals_the_product_in_float64(rows: int, columns: int) -> None:
+    x, weight, bias = torch.randn(rows, 160), torch.randn(160, columns).t(), torch.randn(columns)
+    exact = F.linear(x.double(), weight.double(), bias.double())
+    assert torch.allclose(linear(x, weight, bias).double(), exact, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("elements", [7, pages.PAGE_BYTES // 4 + 5])
+def test_large_pages_begin_where_pages_begin_and_hold_what_is_written(elements: int) -> None:
+    memory = pages.empty(elements, torch.float32)
+    assert memory.shape == (elements,)
+    assert elements < pages.PAGE_BYTES // 4 or sys.platform != "linux" or memory.data_ptr() % pages.PAGE_BYTES == 0
+    written = torch.arange(elements, dtype=torch.float32)
+    part = memory.copy_(written)[elements // 2 :]
+    del memory
+    gc.collect()
+    assert torch.equal(part, written[elements // 2 :])
 
 
 @pytest.mark.parametrize("rows", [(1, 1), (2, 3)])
@@ -58,10 +77,13 @@ def test_stacks_of_large_products_are_right_and_counted(stack: tuple[int, int]) 
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("columns", [(384, 384, 384), (768, 192), (95, 33)])
-def test_matrices_laid_together_say_what_each_says_alone(columns: tuple[int, ...], threads: int) -> None:
-    inputs, before = torch.randn(len(columns), 1, 1, 352).bfloat16(), torch.get_num_threads()
-    weights = [torch.randn(count, 352).bfloat16() for count in columns]
-    laid = together(weights)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_matrices_laid_together_say_what_each_says_alone(
+    columns: tuple[int, ...], threads: int, dtype: torch.dtype
+) -> None:
+    inputs, before = torch.randn(len(columns), 1, 1, 352, dtype=dtype), torch.get_num_threads()
+    weights = [torch.randn(count, 352, dtype=dtype) for count in columns]
+    laid = list(together(weights))
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(laid, weights, strict=True))
     try:
         torch.set_num_threads(threads)
@@ -75,11 +97,10 @@ def test_matrices_laid_together_say_what_each_says_alone(columns: tuple[int, ...
 
 def test_what_cannot_be_one_call_is_left_to_the_caller() -> None:
     inputs, weights = torch.randn(2, 1, 64).bfloat16(), [torch.randn(48, 64).bfloat16() for _ in range(2)]
-    laid = together(weights)
+    laid = list(together(weights))
     assert linears(inputs, laid) is not None
     assert linears(inputs, weights) is None
     assert linears(inputs, laid[::-1]) is None
-    assert linears(inputs, [together([weight])[0] for weight in weights]) is None
+    assert linears(inputs, [next(together([weight])) for weight in weights]) is None
     assert linears(inputs.expand(2, 3, 64), laid) is None
-    assert linears(inputs.float(), together([weight.float() for weight in weights])) is None
     assert linears(inputs.requires_grad_(), laid) is None
