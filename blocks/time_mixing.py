@@ -53,7 +53,7 @@ def keeps(context: Context | None) -> bool:
 
 def wide(x: Tensor) -> Tensor:
     """x in float32 at least: gates and decays compound over time."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 @lru_cache(maxsize=1024)

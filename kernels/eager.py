@@ -1,4 +1,4 @@
-"""When an operator of torch.library may be skipped: wrapping a call costs fifty microseconds, as much as a small step."""
+"""What a decoding step leaves out on a CPU: an operator of torch.library takes fifty microseconds to wrap, like a small step."""
 
 import torch
 from torch import Tensor
@@ -16,3 +16,8 @@ def plain_call(*tensors: Tensor | None) -> bool:
     if mode is not None and not getattr(mode, "looks_on", False):
         return False
     return not (torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors))
+
+
+def cast(dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:
+    """Each in `dtype`. Asking torch for a conversion that changes nothing takes half as long as a small operation."""
+    return [x if x.dtype is dtype else x.to(dtype) for x in tensors]

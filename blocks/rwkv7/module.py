@@ -17,12 +17,6 @@ from archcompass.kernels.linear import linear
 FIRST_VALUES = "rwkv7_first_values"
 STRONGEST = -math.exp(-0.5)  # log decay, at a sigmoid of one
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "none": lambda x: x,
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-}
-
 
 class LowRank(nn.Module):
     """x -> base + up act(down x), with down [rank, width] and up [width, rank]; the base is optional."""
@@ -41,10 +35,10 @@ class LowRank(nn.Module):
             with torch.no_grad():
                 self.base.copy_(torch.as_tensor(base))
 
-    def forward(self, x: Tensor, act: str = "none") -> Tensor:
+    def forward(self, x: Tensor, act: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         times = linear if x.dtype == torch.bfloat16 else F.linear  # `linear` gains nothing at so few columns in float32
-        y = times(ACTIVATIONS[act](times(x, self.down)), self.up)
-        return y if self.base is None else self.base + y
+        low = times(x, self.down)
+        return times(low if act is None else act(low), self.up, self.base)
 
 
 class RWKV7TimeMixModule(BlockModule):
@@ -92,17 +86,20 @@ class RWKV7TimeMixModule(BlockModule):
         before = state if isinstance(state, ShiftedMatrixState) else None
         x = hide(x, context)
         shifted = previous(x, None if before is None else before.shift)
-        mixed, (xw, xa, xg) = torch.lerp(x, shifted, self.mix.view(6, 1, 1, -1)).split(3)
-        r, k, v = at_once(*self.read_together(), mixed)
-        v = self._mix_values(v, mixed[2], context)
-        log_decay = STRONGEST * wide(self.decay(xw, "tanh")).sigmoid()
+        mixed = torch.lerp(x, shifted, self.mix.view(6, 1, 1, -1))
+        _, _, xv, xw, xa, xg = mixed.unbind()
+        r, k, v = at_once(*self.read_together(), mixed[:3])
+        v = self._mix_values(v, xv, context)
+        log_decay = STRONGEST * wide(self.decay(xw, torch.tanh)).sigmoid()
         rate = self.rate(xa).sigmoid()
-        removed = F.normalize(self._by_head(k * self.removal), dim=-1)
+        by_head = (*x.shape[:2], *self.bonus.shape)
+        removed = (k * self.removal).view(by_head)
+        removed = removed / torch.linalg.vector_norm(removed, dim=-1, keepdim=True).clamp_min(1e-12)
         k = torch.lerp(k, k * rate, self.replacement)
-        r, k, v, rate, log_decay = (self._by_head(part) for part in (r, k, v, rate, log_decay))
+        r, k, v, rate, log_decay = (part.view(by_head) for part in (r, k, v, rate, log_decay))
         y, recurrent = self._recur(r, k, v, -removed, removed * rate, log_decay, before)
-        y = self._normalise(y) + ((r * k * self.bonus).sum(dim=-1, keepdim=True) * v).flatten(2)
-        y = self.output(y * self.gate(xg, "sigmoid"))
+        y = torch.addcmul(self._normalise(y), (r * k * self.bonus).sum(dim=-1, keepdim=True), v)
+        y = self.output(y.flatten(2) * self.gate(xg, torch.sigmoid))
         return y, ShiftedMatrixState(x[:, -1].clone(), recurrent) if keeps(context) else None
 
     def _mix_values(self, v: Tensor, xv: Tensor, context: Context | None) -> Tensor:
@@ -114,24 +111,20 @@ class RWKV7TimeMixModule(BlockModule):
         first = shared[FIRST_VALUES] if FIRST_VALUES in shared else torch.zeros_like(v)
         return torch.lerp(v, first, self.residual(xv).sigmoid())
 
-    def _by_head(self, x: Tensor) -> Tensor:
-        return x.view(*x.shape[:-1], *self.bonus.shape)
-
     def _recur(
         self, r: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, w: Tensor, before: ShiftedMatrixState | None
     ) -> tuple[Tensor, Tensor]:
         """The recurrence; a single token overwrites the state instead of copying it."""
         if before is None or r.shape[1] != 1:
             return dplr(r, k, v, a, b, w, initial_state=None if before is None else before.recurrent)
-        now = (part[:, 0] for part in (r, k, v, a, b, w))
+        now = (part.squeeze(1) for part in (r, k, v, a, b, w))
         y, recurrent = dplr_step(*now, state=before.recurrent)
         return y.unsqueeze(1), recurrent
 
     def _normalise(self, y: Tensor) -> Tensor:
-        """Every head to mean zero and variance one: [batch, time, heads, head_dim] to [batch, time, width]."""
-        flat = y.flatten(2).flatten(0, 1)
-        flat = F.group_norm(flat, y.shape[2], self.norm_weight, self.norm_bias, self.spec.norm_eps)
-        return flat.view(*y.shape[:2], self.width)
+        """Every head of y [batch, time, heads, head_dim] to mean zero and variance one."""
+        flat = y.reshape(-1, self.width)
+        return torch.group_norm(flat, y.shape[2], self.norm_weight, self.norm_bias, self.spec.norm_eps).view(y.shape)
 
 
 class RWKV7ChannelMixModule(BlockModule):

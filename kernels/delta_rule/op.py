@@ -11,7 +11,7 @@ from archcompass.kernels.delta_rule.cost import CHUNK_SIZE, effective_chunk
 from archcompass.kernels.delta_rule.reference import delta_rule_reference, dplr_reference
 from archcompass.kernels.delta_rule.step import delta_rule_step_torch, dplr_step_torch
 from archcompass.kernels.delta_rule.tiles import CHUNK_SIZES, WIDEST_KEY
-from archcompass.kernels.dispatch import Backend, Choice, choose
+from archcompass.kernels.dispatch import Backend, Choice, choose, settled
 from archcompass.kernels.packed import over_sequences, same_shape, sequences
 
 
@@ -142,7 +142,7 @@ def delta_rule_step(
     Raises:
         BackendError: the backend cannot run here, or has no gradients and they are wanted.
     """
-    if _step_choice("delta_rule", q, state, backend) == "triton":
+    if not settled(backend, q) and _step_choice("delta_rule", q, state, backend) == "triton":
         from archcompass.kernels.delta_rule.triton_step import delta_rule_step_op
 
         return delta_rule_step_op(q, k, v, beta, log_decay, state, scale), state
@@ -166,7 +166,7 @@ def dplr_step(
     With gradients disabled the state [batch, heads, K, V] is overwritten and returned; `backend` as in
     `delta_rule_step`.
     """
-    if _step_choice("dplr", q, state, backend) == "triton":
+    if not settled(backend, q) and _step_choice("dplr", q, state, backend) == "triton":
         from archcompass.kernels.delta_rule.triton_step import dplr_step_op
 
         return dplr_step_op(q, k, v, a, b, log_decay, state, scale), state
