@@ -1,4 +1,4 @@
-"""What a decoding step leaves out on a CPU: an operator of torch.library takes fifty microseconds to wrap, like a small step."""
+"""What a decoding step leaves out on a CPU: wrapping a call as an operator takes fifty microseconds, like a small step."""
 
 import torch
 from torch import Tensor
