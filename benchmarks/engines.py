@@ -49,6 +49,8 @@ DENSE = {
     "qwen2.5-72b": (8192, 80, 64, 8, 29568, 152064, False),
 }
 
+FEWEST_DECODES = 8  # rows of decoding that five numbers are fitted to
+
 PRECISIONS = (
     ("q4_k_m", "q4_k_m"), ("q8_0", "q8_0"), ("q6_k", "q6_k"), ("q5_k_m", "q5_k_m"), ("q4_0", "q4_0"), ("mxfp4", "mxfp4"),
     ("int8", "int8"), ("int4", "int4"), ("awq", "int4"), ("w4a16", "int4"), ("fp8", "fp8"), ("bf16", "bf16"),
@@ -264,6 +266,36 @@ def left_out(rows: list[Row]) -> list[dict[str, Any]]:
     return found
 
 
+def fit_of(fitted: list[Row], unseen: list[Row]) -> dict[str, Any]:
+    """The best fit to some rows, with its errors on them and on those of devices it has not seen, and what it was made from."""
+    fit = best_fit(fitted)
+    judged = {}
+    for phase in ("decode", "prefill"):
+        inside, outside = (ratios(rows, fit, phase) for rows in (fitted, unseen))
+        judged[phase] = {
+            "rows_fitted": len(inside), "median_error_fitted": round(error(inside), 4) if inside else None,
+            "rows_unseen": len(outside), "median_error_unseen": round(error(outside), 4) if outside else None,
+            "within_range_fitted": within(fitted, fit, phase),
+            "within_range_unseen": within(unseen, fit, phase),
+        }  # fmt: skip
+    fit["made"] = {
+        "date": "2026-11", "judged": judged, "kinds": kinds_of(fitted),
+        "devices": sorted({row.hardware.id for row in fitted}),
+        "sources": sorted({row.source.split(":")[0] for row in fitted}),
+    }  # fmt: skip
+    return fit
+
+
+def print_fit(engine: str, vendor: str, judged: dict[str, dict[str, Any]]) -> None:
+    """A line for each phase: errors and rows on both sides, and how many lie within the range that is shown."""
+    for phase, row in judged.items():
+        sides = ("fitted", "unseen")
+        errors = [(row[f"median_error_{side}"], row[f"rows_{side}"]) for side in sides]
+        shown = [f"{error:.1%} of {count}" if count else "-" for error, count in errors]
+        covered = [row[f"within_range_{side}"] for side in sides]
+        print(f"{engine:13s} {vendor:8s} {phase:8s} {shown[0]:>14s} {shown[1]:>18s}  within the range {covered}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
@@ -277,42 +309,19 @@ def main() -> None:
     ]
     rows = [row for row in map(row_of, raw) if row is not None]
     if arguments.leave_one_out:
-        kept = {
-            "what": "Median error on each device under a fit to all others (benchmarks/engines.py)",
-            "rows": left_out(rows),
-        }
-        LEFT_OUT.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+        what = "Median error on each device under a fit to all others (benchmarks/engines.py)"
+        LEFT_OUT.write_text(json.dumps({"what": what, "rows": left_out(rows)}, indent=1) + "\n", encoding="utf-8")
         return
     engines: dict[str, dict[str, Any]] = {}
     print(f"{'engine':13s} {'vendor':8s} {'phase':8s} {'fitted':>14s} {'unseen devices':>18s}")
-    for engine in sorted({row.engine for row in rows}):
-        vendors = {row.hardware.vendor for row in rows if row.engine == engine and row.split == "calibration"}
-        for vendor in sorted(vendors):
-            mine = [row for row in rows if row.engine == engine and row.hardware.vendor == vendor]
-            fitted = [row for row in mine if row.split == "calibration"]
-            if sum(row.phase == "decode" for row in fitted) < 8:
-                continue
-            fit = best_fit(fitted)
-            judged = {}
-            for phase in ("decode", "prefill"):
-                inside = ratios(fitted, fit, phase)
-                outside = ratios([row for row in mine if row.split == "validation"], fit, phase)
-                judged[phase] = {
-                    "rows_fitted": len(inside), "median_error_fitted": round(error(inside), 4) if inside else None,
-                    "rows_unseen": len(outside), "median_error_unseen": round(error(outside), 4) if outside else None,
-                    "within_range_fitted": within(fitted, fit, phase),
-                    "within_range_unseen": within([row for row in mine if row.split == "validation"], fit, phase),
-                }  # fmt: skip
-                shown = [f"{error(v):.1%} of {len(v)}" if v else "-" for v in (inside, outside)]
-                covered = [judged[phase][f"within_range_{side}"] for side in ("fitted", "unseen")]
-                print(
-                    f"{engine:13s} {vendor:8s} {phase:8s} {shown[0]:>14s} {shown[1]:>18s}  within the range {covered}"
-                )
-            fit["made"] = {
-                "date": "2026-11", "judged": judged, "kinds": kinds_of(fitted),
-                "devices": sorted({row.hardware.id for row in fitted}),
-                "sources": sorted({row.source.split(":")[0] for row in fitted}),
-            }  # fmt: skip
+    for engine, vendor in sorted({(row.engine, row.hardware.vendor) for row in rows}):
+        sides = [
+            [row for row in rows if (row.engine, row.hardware.vendor, row.split) == (engine, vendor, split)]
+            for split in ("calibration", "validation")
+        ]
+        if sum(row.phase == "decode" for row in sides[0]) >= FEWEST_DECODES:
+            fit = fit_of(*sides)
+            print_fit(engine, vendor, fit["made"]["judged"])
             engines.setdefault(engine, {})[vendor] = fit
     if arguments.write:
         what = "Engines fitted to public figures (benchmarks/engines.py): factors on the ordinary efficiencies of accelerators"

@@ -81,7 +81,7 @@ def unchecked(spec: ModelSpec, request: Request, target: Hardware | None) -> lis
 def _too_much(spec: ModelSpec, request: Request, card: Hardware) -> list[str]:
     """What one card has no room or no time for, as far as can be foreseen."""
     native = replace(request, precision=request.activations, kv_precision=None, engine="native", offload=0.0)
-    foreseen = predict(spec, native, replace(card, memory_bytes=2**62))
+    foreseen = predict(spec, native, card.with_room_for_all())
     found = []
     if request.training and (request.recompute, request.optimizer, request.master_weights) != ("none", "adamw", False):
         found.append("how it is trained (measured with AdamW, nothing made again)")

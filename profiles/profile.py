@@ -296,7 +296,7 @@ def _side_by_side(
     from archcompass.profiles.measure.model import measure, silent
 
     measured = measure(spec, request, here, device=device, seconds=seconds, progress=progress or silent)
-    foreseen = predict(spec, measured.request, replace(here, memory_bytes=2**62))
+    foreseen = predict(spec, measured.request, here.with_room_for_all())
     foreseen = replace(foreseen, memory=replace(foreseen.memory, capacity_bytes=float(here.memory_bytes)))
     return [entry_of(measured.request, here, foreseen), _seen(measured, here, foreseen)]
 

@@ -19,7 +19,7 @@ import torch
 from archcompass.blocks.base import Block, known_blocks
 from archcompass.blocks.model.spec import ModelSpec
 from archcompass.profiles.efficiency import ACCELERATOR, PROCESSOR, Efficiency
-from archcompass.profiles.hardware import Hardware, find
+from archcompass.profiles.hardware import BOUNDLESS, Hardware, find
 from archcompass.profiles.measure import build, heap
 from archcompass.profiles.measure.launches import launches
 from archcompass.profiles.measure.model import Progress, silent
@@ -154,7 +154,7 @@ def _typical() -> Iterator[tuple[Block, int]]:
 
 def _as_hardware(found: dict[str, float]) -> Hardware:
     return Hardware(
-        id="here", name="here", memory_bytes=2**62, memory_gb=0, is_cpu=True,
+        id="here", name="here", memory_bytes=BOUNDLESS, memory_gb=0, is_cpu=True,
         bandwidth_bytes_per_second=found["bandwidth"], flops={k: v for k, v in found.items() if k != "bandwidth"},
     )  # fmt: skip
 

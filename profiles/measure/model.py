@@ -108,7 +108,7 @@ def native_request(request: Request) -> Request:
 def shorten(spec: ModelSpec, request: Request, hardware: Hardware, seconds: float) -> Request | None:
     """The longest prompt and generation, by halves, that should end in `seconds`; None when not even 64 tokens do (a
     training step is tried with sixteen)."""
-    roomy = replace(hardware, memory_bytes=2**62)
+    roomy = hardware.with_room_for_all()
     prompt = request.prompt
     while prompt > 16:
         tried = replace(request, prompt=prompt)
@@ -128,7 +128,7 @@ def shorten(spec: ModelSpec, request: Request, hardware: Hardware, seconds: floa
 
 def _room(spec: ModelSpec, request: Request, hardware: Hardware, device: torch.device) -> bool:
     """Whether the model takes no more than six tenths of what is free."""
-    foreseen = predict(spec, request, replace(hardware, memory_bytes=2**62)).memory
+    foreseen = predict(spec, request, hardware.with_room_for_all()).memory
     return foreseen.total_bytes < 0.6 * build.available_bytes(device)
 
 

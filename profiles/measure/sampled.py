@@ -56,7 +56,7 @@ def measure_blocks(
     order = ("sampled", "calibrated", "roofline")
     prefill = _summed([(s.count, s.prefill) for s in samples])
     decode = _summed([(s.count, s.decode) for s in samples]) if request.generate else None
-    foreseen = predict(spec, planned, replace(hardware, memory_bytes=2**62)).memory
+    foreseen = predict(spec, planned, hardware.with_room_for_all()).memory
     predicted = [s.name for s in samples if s.source != "sampled"]
     notes = (f"too big to be held here, so predicted: {', '.join(predicted)}",) if predicted else ()
     return Measured(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -58,7 +58,7 @@ def sweep(
     place, deadline = build.device_of(device), time.perf_counter() + seconds
     model = build.model(spec, place, build.DTYPES["bf16"])
     weights = sum(parameter.nbytes for parameter in model.parameters())
-    roomy, seen = replace(hardware, memory_bytes=2**62), list[Seen]()
+    roomy, seen = hardware.with_room_for_all(), list[Seen]()
     for index, asked in enumerate(map(native_request, requests)):
         if seen and 1e-3 * _next_ms(spec, seen[-1], asked, roomy) > deadline - time.perf_counter():
             break
