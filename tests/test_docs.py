@@ -7,6 +7,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
+
+import archcompass
+from archcompass.blocks.hf.configuration import read_config
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -35,6 +39,19 @@ def test_the_readmes_python_runs() -> None:
     assert names["answer"].family == "hybrid"
     assert sum(p.numel() for p in names["model"].parameters()) == names["spec"].parameters().total
     assert names["profile"].fits
+
+
+def test_the_python_that_loads_weights_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+    spec = read_config({"model_type": "llama", "vocab_size": 60, **tiny})
+    archcompass.save_pretrained(spec.build(), tmp_path / "hf-folder")
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "models.md").read_text(), re.S)
+    names: dict[str, Any] = {}
+    exec(compile(block, "models.md", "exec"), names)
+    again = archcompass.load_pretrained(tmp_path / "again")
+    assert torch.equal(again.generate(names["prompt"], 8), names["tokens"])
+    assert names["out"].state.past == 4
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
