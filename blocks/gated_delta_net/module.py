@@ -34,7 +34,6 @@ class GatedDeltaNetModule(BlockModule):
         self.dt_bias = nn.Parameter(torch.empty(spec.num_value_heads))
         self.norm_weight = nn.Parameter(torch.empty(spec.value_head_dim))
         self.output = Linear(spec.value_width, width)
-        self.conv_sections = [spec.key_width, spec.key_width, spec.value_width]
 
     def reset_parameters(self) -> None:
         start_conv(self.conv_weight)
@@ -49,17 +48,17 @@ class GatedDeltaNetModule(BlockModule):
         q, k, v, columns = self._filter(conved, before)
         beta = wide(b).sigmoid() * (2 if self.spec.allow_neg_eigval else 1)
         log_decay = -wide(self.a_log).exp() * F.softplus(wide(a) + wide(self.dt_bias))
-        y, recurrent = rewrite(unit(q), unit(k), v, beta, log_decay, None if before is None else before.recurrent)
+        y, recurrent = rewrite(q, k, v, beta, log_decay, None if before is None else before.recurrent)
         z = z.unflatten(-1, (self.spec.num_value_heads, -1))
         y = rms_norm(y, self.norm_weight, self.spec.norm_eps, gate=z, gate_first=False)
         return self.output(y.flatten(2)), ConvState(columns, recurrent) if keeps(context) else None
 
     def _filter(self, conved: Tensor, before: ConvState | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Queries, keys and values by head after the convolution, and the columns it leaves."""
+        """Queries and keys of length one and values, by head after the convolution, and the columns it leaves."""
         conved, columns = short_conv(conved, self.conv_weight, None if before is None else before.conv)
-        q, k, v = conved.split(self.conv_sections, dim=-1)
-        shared, heads = (self.spec.num_key_heads, -1), (self.spec.num_value_heads, -1)
-        return q.unflatten(-1, shared), k.unflatten(-1, shared), v.unflatten(-1, heads), columns
+        keyed, v = conved.split([2 * self.spec.key_width, self.spec.value_width], dim=-1)
+        q, k = unit(keyed.unflatten(-1, (2 * self.spec.num_key_heads, -1))).chunk(2, dim=-2)
+        return q, k, v.unflatten(-1, (self.spec.num_value_heads, -1)), columns
 
 
 def build(spec: Block, width: int, layer: int) -> BlockModule:

@@ -49,14 +49,15 @@ class KimiDeltaModule(BlockModule):
         self, x: Tensor, state: BlockState | None = None, context: Context | None = None
     ) -> tuple[Tensor, BlockState | None]:
         before = state if isinstance(state, ConvState) else None
-        heads = (self.spec.num_attention_heads, self.spec.head_dim)
+        count, dim = heads = self.spec.num_attention_heads, self.spec.head_dim
         conved, decay, gate, beta = self.input(hide(x, context)).split(self.spec.sections, dim=-1)
         conved, columns = short_conv(conved, self.conv_weight, None if before is None else before.conv)
-        q, k, v = conved.unflatten(-1, (3, *heads)).unbind(-3)
+        keyed, v = conved.unflatten(-1, (3 * count, dim)).split([2 * count, count], dim=-2)
+        q, k = unit(keyed).chunk(2, dim=-2)
         log_decay = F.softplus(wide(self.decay(decay)) + wide(self.dt_bias)).unflatten(-1, heads)
         log_decay = -wide(self.a_log).exp()[:, None] * log_decay
         recurrent = None if before is None else before.recurrent
-        y, recurrent = rewrite(unit(q), unit(k), v, wide(beta).sigmoid(), log_decay, recurrent)
+        y, recurrent = rewrite(q, k, v, wide(beta).sigmoid(), log_decay, recurrent)
         gate = self.gate(gate).unflatten(-1, heads)
         y = rms_norm(y, self.norm_weight, self.spec.norm_eps, gate=gate, gate_first=False, gate_activation="sigmoid")
         return self.output(y.flatten(2)), ConvState(columns, recurrent) if keeps(context) else None
