@@ -7,7 +7,7 @@ from torch import Tensor
 
 from archcompass.blocks.rope import Rope
 from archcompass.blocks.runtime import Context
-from archcompass.kernels.rope import rotate
+from archcompass.kernels.rope import rotate, rotate_one
 
 
 def table(rope: Rope, head_dim: int, context: Context, time: int, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -31,8 +31,19 @@ def turn(x: Tensor, rope: Rope | None, context: Context) -> Tensor:
     """x [batch, time, heads, head_dim] turned by its positions; unchanged without a rope."""
     if rope is None:
         return x
+    if x.shape[1] == 1 and x.is_cpu and not rope.interleaved and rope.partial_rotary_factor == 1.0:
+        return rotate_one(x, *_table_of_one(rope, context, x))
     cosine, sine = table(rope, x.shape[-1], context, x.shape[1], x)
     return rotate(x, cosine, sine, interleaved=rope.interleaved)
+
+
+def _table_of_one(rope: Rope, context: Context, x: Tensor) -> tuple[Tensor, ...]:
+    """What `rotate_one` wants of a step's one position, made once for all layers."""
+    key = (rope, x.shape[-1], x.dtype)
+    if key not in context.tables:
+        cosine, sine = (part.unsqueeze(-2) for part in table(rope, x.shape[-1], context, 1, x))
+        context.tables[key] = (torch.cat((cosine, cosine), dim=-1), torch.cat((-sine, sine), dim=-1))
+    return context.tables[key]
 
 
 def _length(context: Context, time: int) -> int:

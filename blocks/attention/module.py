@@ -24,7 +24,7 @@ class AttentionModule(BlockModule):
     def __init__(self, spec: Attention, width: int, out_width: int | None = None) -> None:
         super().__init__(spec, width)
         gate = spec.query_width if spec.output_gate else 0
-        self.sections = [spec.query_width + gate, spec.key_width, spec.key_width]
+        self.sections = [spec.query_width, gate, spec.key_width, spec.key_width]
         self.qkv = Linear(width, sum(self.sections), bias=spec.qkv_bias)
         self.output = Linear(spec.query_width, out_width or width, bias=spec.output_bias)
         self.query_norm, self.key_norm = self._norm(spec.query_width), self._norm(spec.key_width)
@@ -52,25 +52,23 @@ class AttentionModule(BlockModule):
     ) -> tuple[Tensor, BlockState | None]:
         """All that comes after the first projection: projected [batch, time, queries, gate, keys and values]."""
         context = context or Context(past=len(state) if isinstance(state, GrowingState) else 0)
-        query, key, value, gate = self._project(projected)
-        query, key = self._place(query, key, context)
+        heads, value, gate = self._project(projected)
+        query, key = self._place(heads, context)
         key, value, state, first = self._remember(key, value, state, context)
         out = self._attend(query, key, value, first, context.padding).flatten(2)
         y = self.output(out if gate is None else out * gate.sigmoid())
         return y if self.spec.out_multiplier == 1.0 else y * self.spec.out_multiplier, state
 
-    def _place(self, query: Tensor, key: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def _place(self, heads: tuple[Tensor, ...], context: Context) -> tuple[Tensor, Tensor]:
         """Queries and keys normed, turned and tempered by their positions."""
         spec = self.spec
-        key = key if spec.key_multiplier == 1.0 else key * spec.key_multiplier
-        # In a step a call of torch costs more than its work, so queries and keys go together.
-        heads: tuple[Tensor, ...] = (torch.cat((query, key), dim=2),) if query.shape[1] == 1 else (query, key)
         if spec.qk_norm == "head" and not spec.qk_norm_after_rope:
             heads = self._normed(*heads)
         heads = tuple(turn(part, spec.rope, context) for part in heads)
         if spec.qk_norm_after_rope:
             heads = self._normed(*heads)
-        query, key = heads[0].split([query.shape[2], key.shape[2]], dim=2) if len(heads) == 1 else heads
+        counts = (spec.num_attention_heads, spec.num_key_value_heads)
+        query, key = heads[0].split_with_sizes(counts, dim=2) if len(heads) == 1 else heads
         if spec.temperature_floor_scale is not None:
             steps = context.positions(query.shape[1], query.device).to(torch.promote_types(query.dtype, torch.float32))
             warmth = (
@@ -87,8 +85,8 @@ class AttentionModule(BlockModule):
             return self.query_norm.normalise(heads[0]), self.key_norm.normalise(heads[1])
         weight, spec = None, self.spec
         if self.query_norm.weight is not None and self.key_norm.weight is not None:
-            on_query = self.query_norm.weight.expand(spec.num_attention_heads, -1)
-            weight = torch.cat((on_query, self.key_norm.weight.expand(spec.num_key_value_heads, -1))).flatten()
+            on_query: list[Tensor] = [self.query_norm.weight] * spec.num_attention_heads
+            weight = torch.cat(on_query + [self.key_norm.weight] * spec.num_key_value_heads)
         every, offset = heads[0].flatten(2), spec.qk_norm_unit_offset
         every = rms_norm(every, weight, spec.qk_norm_eps, group_size=spec.head_dim, unit_offset=offset)
         return (every.view_as(heads[0]),)
@@ -117,16 +115,24 @@ class AttentionModule(BlockModule):
         assert isinstance(out, Tensor)
         return out
 
-    def _project(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Queries, keys and values [batch, time, heads, head_dim], and the gate [batch, time, query width]."""
-        query, key, value = projected.split(self.sections, dim=-1)
-        gate = None
-        if self.spec.output_gate:
-            query, gate = query.chunk(2, dim=-1)
-        if self.spec.qk_norm == "all":
+    def _project(self, projected: Tensor) -> tuple[tuple[Tensor, ...], Tensor, Tensor | None]:
+        """Queries and keys, and values [batch, time, heads, head_dim], and the gate [batch, time, query width].
+
+        Queries and keys of a step, where a call of torch costs more than its work, are one piece.
+        """
+        spec, one_piece = self.spec, projected.shape[1] == 1
+        if one_piece and spec.qk_norm != "all" and spec.key_multiplier == 1.0 and not spec.output_gate:
+            every = projected.unflatten(-1, (-1, spec.head_dim))
+            counts = (spec.num_attention_heads + spec.num_key_value_heads, spec.num_key_value_heads)
+            together, value = every.split_with_sizes(counts, dim=2)
+            return (together,), value, None
+        query, gate, key, value = projected.split_with_sizes(self.sections, dim=-1)
+        if spec.qk_norm == "all":
             query, key = self._normed(query, key)
-        query, key, value = (part.unflatten(-1, (-1, self.spec.head_dim)) for part in (query, key, value))
-        return query, key, value, gate
+        query, key, value = (part.unflatten(-1, (-1, spec.head_dim)) for part in (query, key, value))
+        key = key if spec.key_multiplier == 1.0 else key * spec.key_multiplier
+        heads = (torch.cat((query, key), dim=2),) if one_piece else (query, key)
+        return heads, value, gate if spec.output_gate else None
 
     def _remember(
         self, key: Tensor, value: Tensor, state: BlockState | None, context: Context

@@ -9,11 +9,12 @@ from archcompass.kernels.attention import prompt
 from archcompass.kernels.attention.cost import check_visibility, first_visible
 from archcompass.kernels.attention.pieces import Visibility, equal_width, widened
 from archcompass.kernels.attention.reference import attention_mask, attention_reference
+from archcompass.kernels.attention.step import one_query
 from archcompass.kernels.attention.torch_op import attention_pieces
 from archcompass.kernels.dispatch import Choice, choose, settled
+from archcompass.kernels.eager import plain_call
 
 WIDEST_ROW_BYTES = 512  # 256 columns of a half type, 128 of float32
-WIDENED_ELEMENTS = 1 << 22  # of a cache that is copied to float32 for a step, which must stay small beside the weights
 SDPA_REASON = "torch's fused attention serves this call; our kernel has not been measured against it yet"
 
 
@@ -68,6 +69,11 @@ def attention(
     _check(q, k, v, sinks, padding, cu_seqlens)
     check_visibility(causal, window, chunk, key_offset)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    single = q.shape[1] == 1 and causal and padding is None and cu_seqlens is None and k.shape[1] > 0
+    if single and not return_lse and backend in ("auto", "torch") and q.is_cpu and plain_call(q, k, v, sinks):
+        first = first_visible(k.shape[1] - 1, window, chunk, key_offset)
+        k, v = (k[:, first:], v[:, first:]) if first else (k, v)
+        return one_query(q, k, v, scale, sinks, soft_cap)
     see = Visibility(causal, window, chunk, key_offset, scale, soft_cap)
     if causal and q.shape[1] == 1 and padding is None and q.device.type != "meta":
         k, v, see = _within_reach(k, v, see)
@@ -149,11 +155,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, see: Visibility) -> Tensor:
     if new == 1:
         # A step's heads become query rows of their key-value head, which reads each key once and not once per head.
         rows = torch.unflatten(q[:, 0], 1, (-1, group))
-        if group == 1 and q.device.type == "cpu" and (k.dtype == torch.float32 or k.numel() <= WIDENED_ELEMENTS):
-            out = _one_query(rows, k, v, see.scale)
-        else:
-            out = scaled_dot_product_attention(rows, k, v, scale=see.scale)
-        return out.flatten(1, 2).unsqueeze(1)
+        return scaled_dot_product_attention(rows, k, v, scale=see.scale).flatten(1, 2).unsqueeze(1)
     q, value_dim = q.transpose(1, 2), v.shape[-1]
     if q.device.type == "cpu" and k.shape[-1] != value_dim:
         # The fused kernel wants one width; zero columns cost a third, the unfused kernel twice as much.
@@ -161,14 +163,6 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, see: Visibility) -> Tensor:
         q = widened(q, k.shape[-1])
     out = scaled_dot_product_attention(q, k, v, is_causal=see.causal, scale=see.scale, enable_gqa=group > 1)
     return out[..., :value_dim].transpose(1, 2)
-
-
-def _one_query(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """One query [batch, heads, 1, D] a head: two products in float32 or wider, in a third of the fused kernel's time."""
-    wide = torch.promote_types(q.dtype, torch.float32)
-    query, key, value = (x.flatten(0, 1).to(wide) for x in (q, k, v))
-    out = torch.bmm(torch.bmm(query * scale, key.mT).softmax(-1), value)
-    return out.to(q.dtype).view(*q.shape[:3], -1)
 
 
 def _meta(q: Tensor, k: Tensor, v: Tensor, scale: float, return_lse: bool) -> tuple[Tensor, Tensor]:
@@ -212,16 +206,21 @@ def _reference(
 def _check(
     q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, padding: Tensor | None, cu_seqlens: Tensor | None
 ) -> None:
-    shapes = f"q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}"
     if not (q.ndim == k.ndim == v.ndim == 4):
-        raise InputError(f"{shapes}: attention takes [batch, time, heads, dim]")
-    if q.shape[0] != k.shape[0] or k.shape[:3] != v.shape[:3] or q.shape[3] != k.shape[3]:
-        raise InputError(f"{shapes}: batch, keys, kv_heads and the width of q and k must agree")
-    if k.shape[2] == 0 or q.shape[2] % k.shape[2]:
-        raise InputError(f"{q.shape[2]} heads over {k.shape[2]} kv_heads: kv_heads must divide heads")
-    if sinks is not None and sinks.shape != (q.shape[2],):
-        raise InputError(f"sinks has shape {list(sinks.shape)}; it holds one logit per head: [{q.shape[2]}]")
-    if padding is not None and padding.shape != (q.shape[0],):
-        raise InputError(f"padding has shape {list(padding.shape)}; it holds one count per row: [{q.shape[0]}]")
-    if cu_seqlens is not None and (q.shape[0] != 1 or q.shape[1] != k.shape[1] or padding is not None):
-        raise InputError(f"{shapes} with cu_seqlens: packed sequences are one row, as many queries as keys, no padding")
+        raise InputError(f"{_shapes(q, k, v)}: attention takes [batch, time, heads, dim]")
+    (batch, new, heads, width), keys = q.shape, k.shape
+    if batch != keys[0] or keys[:3] != v.shape[:3] or width != keys[3]:
+        raise InputError(f"{_shapes(q, k, v)}: batch, keys, kv_heads and the width of q and k must agree")
+    if keys[2] == 0 or heads % keys[2]:
+        raise InputError(f"{heads} heads over {keys[2]} kv_heads: kv_heads must divide heads")
+    if sinks is not None and sinks.shape != (heads,):
+        raise InputError(f"sinks has shape {list(sinks.shape)}; it holds one logit per head: [{heads}]")
+    if padding is not None and padding.shape != (batch,):
+        raise InputError(f"padding has shape {list(padding.shape)}; it holds one count per row: [{batch}]")
+    if cu_seqlens is not None and (batch != 1 or new != keys[1] or padding is not None):
+        rule = "packed sequences are one row, as many queries as keys, no padding"
+        raise InputError(f"{_shapes(q, k, v)} with cu_seqlens: {rule}")
+
+
+def _shapes(q: Tensor, k: Tensor, v: Tensor) -> str:
+    return f"q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}"

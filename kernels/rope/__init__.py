@@ -8,10 +8,11 @@ from archcompass.kernels.rope.cost import rotate_cost
 if TYPE_CHECKING:
     from archcompass.kernels.rope.op import explain as explain
     from archcompass.kernels.rope.op import rotate as rotate
+    from archcompass.kernels.rope.op import rotate_one as rotate_one
 
-_LAZY = {"explain": "op", "rotate": "op"}
+_LAZY = {"explain": "op", "rotate": "op", "rotate_one": "op"}
 
-__all__ = ["explain", "rotate", "rotate_cost"]
+__all__ = ["explain", "rotate", "rotate_cost", "rotate_one"]
 
 
 def __getattr__(name: str) -> Any:

@@ -42,6 +42,16 @@ def explain(x: Tensor, *, backend: str = "auto", strict: bool = False) -> Choice
     return choose("rotate", backend, x.device, refusals=refusals, strict=strict)
 
 
+def rotate_one(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`rotate` of whole heads in halves, in three operations instead of six and with the same roundings: for single steps.
+
+    Args:
+        x: [batch, time, heads, D].
+        cos, sin: [batch or 1, time, 1, D], in x's type: cos twice over; -sin, then sin.
+    """
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+
 def _rotate_torch(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     half = cos.shape[-1]
     cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)

@@ -170,6 +170,24 @@ def test_low_precision_errs_at_most_twice_as_much_as_the_formula_in_it(dtype: to
         assert errors["torch"] <= 2 * errors["reference"] + 1e-7, errors
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sizes", [(4, 4, 64, 64), (8, 4, 64, 64), (8, 1, 64, 64), (4, 2, 24, 16)])
+@pytest.mark.parametrize("keys", [1, 40, 600])
+def test_a_step_errs_at_most_twice_as_much_as_the_formula(
+    keys: int, sizes: tuple[int, int, int, int], dtype: torch.dtype
+) -> None:
+    torch.manual_seed(4)
+    for with_sinks, soft_cap, see in itertools.product((False, True), (None, 3.0), ({}, {"window": 500})):
+        inputs = tensors(2, 1, keys, *sizes, dtype=dtype, requires_grad=False)
+        sinks = torch.randn(sizes[0], dtype=dtype) if with_sinks else None
+        wide = None if sinks is None else sinks.double()
+        options: dict[str, Any] = {"soft_cap": soft_cap, **see}
+        truth = attention(*[x.double() for x in inputs], sinks=wide, **options, backend="reference")
+        out, formula = (attention(*inputs, sinks=sinks, **options, backend=b) for b in ("auto", "reference"))
+        assert (out.dtype, out.shape) == (dtype, truth.shape)
+        assert largest(out, truth) <= 2 * largest(formula, truth) + (1e-12 if dtype == torch.float64 else 1e-7)
+
+
 @pytest.mark.parametrize("see", [{}, {"window": 4}, {"chunk": 8}], ids=["causal", "window", "chunk"])
 def test_meta_has_the_shape_and_counts_the_dense_rectangle(see: dict[str, Any]) -> None:
     for new, keys in ((6, 6), (1, 9), (3, 9)):

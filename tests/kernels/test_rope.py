@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from archcompass.errors import InputError
-from archcompass.kernels.rope import rotate, rotate_cost
+from archcompass.kernels.rope import rotate, rotate_cost, rotate_one
 
 
 def angles(time: int, half: int, batch: int | None = None, **kind: Any) -> tuple[Tensor, Tensor]:
@@ -30,6 +30,13 @@ def test_the_torch_path_equals_complex_multiplication(
         y = rotate(x, *table, interleaved=interleaved, backend=backend)
         results.append((y, *torch.autograd.grad(y.sin().sum(), x)))
     assert all(torch.allclose(a, b, rtol=0, atol=1e-12) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_one_position_is_turned_with_the_roundings_of_many(dtype: torch.dtype) -> None:
+    x, (cos, sin) = torch.randn(2, 1, 3, 16).to(dtype), angles(1, 8, 2, dtype=dtype)
+    whole = (torch.cat((cos, cos), dim=-1)[:, :, None], torch.cat((-sin, sin), dim=-1)[:, :, None])
+    assert torch.equal(rotate_one(x, *whole), rotate(x, cos, sin))
 
 
 @pytest.mark.parametrize("backend", ["torch", "reference"])
