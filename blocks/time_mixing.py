@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from archcompass.blocks.runtime import Context, FixedState
 from archcompass.kernels.conv import causal_conv
 from archcompass.kernels.delta_rule import delta_rule, delta_rule_step
-from archcompass.kernels.eager import cast
 from archcompass.kernels.linear_attention import linear_attention, linear_attention_step
 from archcompass.kernels.norm import rms_norm
 
@@ -115,8 +114,8 @@ def unit(x: Tensor, eps: float = 1e-6) -> Tensor:
     """x [batch, time, heads, dim] with heads of length one, x / sqrt(|x|² + eps)."""
     dim = x.shape[-1]
     if x.is_cpu and x.shape[1] == 1:  # half of what asking for the norm costs
-        squares = torch.linalg.vector_norm(wide(x), dim=-1, keepdim=True).square()
-        return cast(x.dtype, x * (squares + eps).rsqrt())[0]
+        squares: Tensor = torch.linalg.vector_norm(wide(x), dim=-1, keepdim=True).square()
+        return (x * (squares + eps).rsqrt()).to(x.dtype)
     return rms_norm(x, x.new_full((dim,), dim**-0.5), eps / dim)
 
 

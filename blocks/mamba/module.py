@@ -12,7 +12,9 @@ from archcompass.blocks.mamba.spec import Mamba
 from archcompass.blocks.norm.module import RMSNormModule
 from archcompass.blocks.norm.spec import RMSNorm
 from archcompass.blocks.runtime import BlockModule, BlockState, Context, FixedState, Linear
+from archcompass.blocks.time_mixing import wide
 from archcompass.kernels.conv import causal_conv
+from archcompass.kernels.decay import LOG2_E
 from archcompass.kernels.selective_scan import selective_scan, selective_scan_step
 
 
@@ -87,12 +89,11 @@ class MambaModule(BlockModule):
             rank, b, c = (norm(part)[0] for norm, part in zip(self.norms, (rank, b, c), strict=True))
         dt = F.softplus(self.dt(rank))
         dt = dt if real is None else dt * real
-        decay = -self.a_log.to(torch.promote_types(x.dtype, torch.float32)).exp()
+        decay = -(wide(self.a_log) * LOG2_E).exp2()
         if before is not None and x.shape[1] == 1:
-            y, state = selective_scan_step(
-                x[:, 0], dt[:, 0], decay, b[:, 0], c[:, 0], self.d, state=before.recurrent, gate=gate[:, 0]
-            )
-            return y[:, None], state
+            x, dt, b, c, gate = (part.squeeze(1) for part in (x, dt, b, c, gate))
+            y, state = selective_scan_step(x, dt, decay, b, c, self.d, state=before.recurrent, gate=gate)
+            return y.unsqueeze(1), state
         initial = None if before is None else before.recurrent
         return selective_scan(x, dt, decay, b, c, self.d, gate=gate, initial_state=initial)
 

@@ -26,7 +26,7 @@ def delta_rule_step_torch(
     if shared > 1:
         q, k = (x.repeat_interleave(shared, dim=1) for x in (q, k))
     if log_decay is not None:
-        decay = cast(state.dtype, log_decay)[0].exp()
+        decay = log_decay.to(state.dtype).exp()
         decay = decay[..., None] if decay.dim() == 3 else decay[..., None, None]
         state = state.mul_(decay) if inplace else state * decay
     written = k.unsqueeze(-1), (v.unsqueeze(-2) - k.unsqueeze(-2) @ state) * beta[..., None, None]
@@ -60,4 +60,4 @@ def dplr_step_torch(
 def _read(q: Tensor, state: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
     """scale · Sᵀ q, [batch, heads, V]."""
     out = (q.unsqueeze(-2) @ state).squeeze(-2)
-    return cast(dtype, out if scale == 1.0 else scale * out)[0]
+    return (out if scale == 1.0 else scale * out).to(dtype)

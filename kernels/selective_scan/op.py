@@ -8,7 +8,8 @@ from torch.nn.functional import silu
 
 from archcompass.errors import InputError
 from archcompass.kernels.decay import LOG2_E
-from archcompass.kernels.dispatch import Backend, Choice, choose
+from archcompass.kernels.dispatch import Backend, Choice, choose, settled
+from archcompass.kernels.eager import cast
 from archcompass.kernels.packed import over_sequences, same_shape, sequences
 from archcompass.kernels.selective_scan.blocked import selective_scan_torch
 from archcompass.kernels.selective_scan.reference import selective_scan_reference
@@ -93,7 +94,7 @@ def selective_scan_step(
     Raises:
         BackendError: the backend cannot run here, or has no gradients and they are wanted.
     """
-    if _step_choice(x, A, state, backend) == "triton":
+    if not settled(backend, x) and _step_choice(x, A, state, backend) == "triton":
         from archcompass.kernels.selective_scan.triton_scan import selective_scan_step_op
 
         return selective_scan_step_op(x, dt, A, B, C, D, gate, state), state
@@ -165,8 +166,8 @@ def _core(
 def _step(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, *, inplace: bool
 ) -> tuple[Tensor, Tensor]:
-    x, dt, A, B, C = (tensor.to(state.dtype) for tensor in (x, dt, A, B, C))
-    factor = (dt.unsqueeze(-1) * (A * LOG2_E)).exp2()
+    x, dt, A, B, C = cast(state.dtype, x, dt, A, B, C)
+    factor = ((dt * LOG2_E).unsqueeze(-1) * A).exp2()
     state = state.mul_(factor) if inplace else state * factor
     written = (dt * x).unsqueeze(-1), B.unsqueeze(1)
     state = state.addcmul_(*written) if inplace else torch.addcmul(state, *written)
@@ -176,7 +177,7 @@ def _step(
 def _finished(y: Tensor, x: Tensor, D: Tensor | None, gate: Tensor | None) -> Tensor:
     """Skip and gate."""
     if D is not None:
-        y = torch.addcmul(y, x.to(y.dtype), D.to(y.dtype))
+        y = torch.addcmul(y, *cast(y.dtype, x, D))
     if gate is not None:
         y = y * silu(gate.to(y.dtype))
     return y.to(x.dtype)
