@@ -13,6 +13,7 @@ from archcompass.kernels.delta_rule.step import delta_rule_step_torch, dplr_step
 from archcompass.kernels.delta_rule.tiles import CHUNK_SIZES, WIDEST_KEY
 from archcompass.kernels.dispatch import Backend, Choice, choose, settled
 from archcompass.kernels.packed import over_sequences, same_shape, sequences
+from archcompass.kernels.steps import overwriting
 
 
 def delta_rule(
@@ -146,7 +147,10 @@ def delta_rule_step(
         from archcompass.kernels.delta_rule.triton_step import delta_rule_step_op
 
         return delta_rule_step_op(q, k, v, beta, log_decay, state, scale), state
-    return delta_rule_step_torch(q, k, v, beta, log_decay, state, scale, inplace=not torch.is_grad_enabled())
+    inputs = (q, k, v, beta, log_decay)
+    if torch.is_grad_enabled():
+        return delta_rule_step_torch(*inputs, state, scale, inplace=False)
+    return overwriting(partial(delta_rule_step_torch, scale=scale, inplace=True), state, *inputs)
 
 
 def dplr_step(
@@ -170,7 +174,10 @@ def dplr_step(
         from archcompass.kernels.delta_rule.triton_step import dplr_step_op
 
         return dplr_step_op(q, k, v, a, b, log_decay, state, scale), state
-    return dplr_step_torch(q, k, v, a, b, log_decay, state, scale, inplace=not torch.is_grad_enabled())
+    inputs = (q, k, v, a, b, log_decay)
+    if torch.is_grad_enabled():
+        return dplr_step_torch(*inputs, state, scale, inplace=False)
+    return overwriting(partial(dplr_step_torch, scale=scale, inplace=True), state, *inputs)
 
 
 def explain(q: Tensor, *, chunk_size: int = CHUNK_SIZE, backend: Backend = "auto", strict: bool = False) -> Choice:

@@ -188,6 +188,21 @@ def test_segments_and_single_steps_equal_the_whole(operation: Any, step: Any, ma
 
 
 @over_operations
+def test_states_larger_than_the_cache_are_stepped_a_few_at_a_time(
+    operation: Any, step: Any, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = token(make(batch=5, time=1), 0)
+    state = normal(5, inputs["v"].shape[1], 60, 100)
+    with torch.no_grad():
+        whole = step(**inputs, state=state.clone())
+        monkeypatch.setattr("archcompass.kernels.steps.WORTH_PIECES", 0)
+        monkeypatch.setattr("archcompass.kernels.steps.PIECE_BYTES", 2 * state[0].nbytes)
+        out, stepped = step(**inputs, state=state)
+    assert stepped.data_ptr() == state.data_ptr()
+    assert_equal((out, stepped), whole)
+
+
+@over_operations
 def test_a_step_that_is_trained_through_leaves_the_state_it_was_given(operation: Any, step: Any, make: Any) -> None:
     inputs = make(time=1)
     state = normal(2, inputs["v"].shape[2], 60, 100)
