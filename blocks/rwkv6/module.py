@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from archcompass.blocks.base import Block
-from archcompass.blocks.runtime import BlockModule, BlockState, Context, Linear
+from archcompass.blocks.runtime import BlockModule, BlockState, Context, Linear, at_once
 from archcompass.blocks.rwkv4.module import ChannelMixModule
 from archcompass.blocks.rwkv6.spec import RWKV6ChannelMix, RWKV6TimeMix
 from archcompass.blocks.time_mixing import ShiftedMatrixState, hide, keeps, previous, recall, wide
@@ -46,34 +46,38 @@ class RWKV6TimeMixModule(BlockModule):
         nn.init.ones_(self.norm_weight)
         nn.init.zeros_(self.norm_bias)
 
+    def read_together(self) -> tuple[tuple[Linear, ...]]:
+        return ((self.key, self.value, self.receptance, self.gate),)
+
     def forward(
         self, x: Tensor, state: BlockState | None = None, context: Context | None = None
     ) -> tuple[Tensor, BlockState | None]:
         before = state if isinstance(state, ShiftedMatrixState) else None
         x = hide(x, context)
-        xw, xk, xv, xr, xg = self._shifted(x, previous(x, None if before is None else before.shift) - x)
-        low_rank = (xw @ self.decay_down).tanh() @ self.decay_up
+        mixed = self._shifted(x, previous(x, None if before is None else before.shift) - x)
+        k, v, r, gate = at_once(*self.read_together(), mixed[1:])
+        low_rank = (mixed[0] @ self.decay_down).tanh() @ self.decay_up
         log_decay = -(wide(self.decay) + wide(low_rank)).exp()
-        parts = (self.receptance(xr), self.key(xk), self.value(xv), log_decay)
-        r, k, v, log_decay = (part.unflatten(-1, self.bonus.shape) for part in parts)
+        by_head = (*x.shape[:2], *self.bonus.shape)
+        r, k, v, log_decay = (part.view(by_head) for part in (r, k, v, log_decay))
         recurrent = None if before is None else before.recurrent
         y, recurrent = recall(r, k, v, log_decay, recurrent, bonus=self.bonus, exclusive=True)
-        y = self._normalise(y.flatten(2)) * F.silu(self.gate(xg))
+        y = self._normalise(y.flatten(2)) * F.silu(gate)
         after = ShiftedMatrixState(x[:, -1].clone(), recurrent) if keeps(context) else None
         return self.output(y), after
 
-    def _shifted(self, x: Tensor, difference: Tensor) -> tuple[Tensor, ...]:
-        """The five mixtures of a token with the one before it, by shares that both choose."""
+    def _shifted(self, x: Tensor, difference: Tensor) -> Tensor:
+        """[5, batch, time, width], mixtures of a token with the one before it, by shares that both choose."""
         low_rank = torch.addcmul(x, difference, self.mix_input) @ self.mix_down
         low_rank = low_rank.tanh().flatten(0, 1).unflatten(-1, (5, -1)).transpose(0, 1)
         shares = self.mix.unsqueeze(1) + low_rank @ self.mix_up  # [5, batch · time, width]
         mixed = torch.addcmul(x.flatten(0, 1), difference.flatten(0, 1), shares)
-        return mixed.view(5, *x.shape).unbind(0)
+        return mixed.view(5, *x.shape)
 
     def _normalise(self, y: Tensor) -> Tensor:
         """Every head to mean zero and variance one."""
         heads = self.bonus.shape[0]
-        flat = F.group_norm(y.flatten(0, 1), heads, self.norm_weight, self.norm_bias, self.spec.norm_eps)
+        flat = torch.group_norm(y.flatten(0, 1), heads, self.norm_weight, self.norm_bias, self.spec.norm_eps)
         return flat.view_as(y)
 
 

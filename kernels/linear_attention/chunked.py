@@ -32,6 +32,7 @@ from archcompass.kernels.decay import (
     strong_heads,
     vector_decayed_scores,
 )
+from archcompass.kernels.eager import cast
 from archcompass.kernels.linear import products
 from archcompass.kernels.linear_attention.centred import centred_chunks
 
@@ -288,7 +289,7 @@ def step(
     """
     share = v.shape[1] // q.shape[1]
     dtype = state.dtype
-    queries, keys, values = q.to(dtype), k.to(dtype), v.to(dtype)
+    queries, keys, values = cast(dtype, q, k, v)
     if share > 1:
         queries, keys = (x.repeat_interleave(share, dim=1) for x in (queries, keys))
     if exclusive:
