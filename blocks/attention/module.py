@@ -79,14 +79,13 @@ class AttentionModule(BlockModule):
 
     def _normed(self, *heads: Tensor) -> tuple[Tensor, ...]:
         """Queries and keys, each by its norm, or in one piece, every head by itself."""
-        if self.query_norm is None or self.key_norm is None:
+        on_query, on_key, spec = self.query_norm, self.key_norm, self.spec
+        if on_query is None or on_key is None:
             return heads
         if len(heads) == 2:
-            return self.query_norm.normalise(heads[0]), self.key_norm.normalise(heads[1])
-        weight, spec = None, self.spec
-        if self.query_norm.weight is not None and self.key_norm.weight is not None:
-            on_query: list[Tensor] = [self.query_norm.weight] * spec.num_attention_heads
-            weight = torch.cat(on_query + [self.key_norm.weight] * spec.num_key_value_heads)
+            return on_query.normalise(heads[0]), on_key.normalise(heads[1])
+        each = [on_query.weight] * spec.num_attention_heads + [on_key.weight] * spec.num_key_value_heads
+        weight = torch.cat([part for part in each if part is not None]) if spec.qk_norm_weight else None
         every, offset = heads[0].flatten(2), spec.qk_norm_unit_offset
         every = rms_norm(every, weight, spec.qk_norm_eps, group_size=spec.head_dim, unit_offset=offset)
         return (every.view_as(heads[0]),)

@@ -1,9 +1,10 @@
 """Attention of a single step on a processor: one query a head, over keys that it sees all.
 
 A step's heads are query rows of their key-value head, which reads each key once and not once per head. Torch's fused
-kernel makes small products of them. Measured on a Zen 5 core, a cache out of its caches: from WORTH_PRODUCTS elements on
-MKL's batched product of the keys, then that of the values, takes 0.65 to 0.9 of its time in float32 for up to four rows,
-and 1.1 times for eight; in bfloat16 it pays only for a single row, of which the fused kernel takes a copy of all keys.
+kernel makes small products of them. Measured on Zen 5 cores, with a cache that lies in memory: from WORTH_PRODUCTS elements
+on, MKL's batched product of the keys, then that of the values, takes 0.75 to 0.9 of its time in float32 for up to four
+rows, and 1.1 times for eight. In bfloat16 the fused kernel is best, but takes 2.2 to 2.6 times as long for a single row as
+for two; the float32 products of a copy of a small cache take 0.5 to 0.9 of the time for two.
 """
 
 import torch
@@ -14,7 +15,9 @@ from archcompass.kernels.attention.pieces import equal_width, widened
 
 WORTH_PRODUCTS = 1 << 16  # elements of the keys
 MOST_ROWS = 4  # query heads of a key-value head
-WIDENED_ELEMENTS = 1 << 22  # of a cache that is copied to float32 for a step, which must stay small beside the weights
+WIDENED_ELEMENTS = (
+    1 << 20
+)  # of the keys of a cache that is copied to float32 for a step: beyond, copies leave the caches
 
 
 def one_query(q: Tensor, k: Tensor, v: Tensor, scale: float, sinks: Tensor | None, soft_cap: float | None) -> Tensor:
@@ -52,13 +55,15 @@ def _by_products(
 
 def _fused(rows: Tensor, k: Tensor, v: Tensor, scale: float, sinks: Tensor | None) -> Tensor:
     """Torch's fused kernel; of its output a sink leaves the share that is not its own."""
-    value_dim = v.shape[-1]
+    group, value_dim = rows.shape[2], v.shape[-1]
     if k.shape[-1] != value_dim:
         k, v = equal_width(k, v)
         rows = widened(rows, k.shape[-1])
+    if group == 1 and rows.element_size() < 4:
+        rows = torch.cat((rows, rows), dim=2)
     if sinks is None:
         out = scaled_dot_product_attention(rows, k, v, scale=scale)
     else:
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(rows, k, v, scale=scale)
-        out = out * torch.sigmoid(lse - sinks.view(lse.shape[1:])).unsqueeze(-1).type_as(out)
-    return out if out.shape[-1] == value_dim else out[..., :value_dim]
+        out = out * torch.sigmoid(lse - sinks.view(k.shape[1], group)).unsqueeze(-1).type_as(out)
+    return out if out.shape[2:] == (group, value_dim) else out[:, :, :group, :value_dim]

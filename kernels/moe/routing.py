@@ -57,14 +57,17 @@ def route(
         InputError: a top_k, score or grouping that cannot be.
     """
     _check(logits, top_k, score, groups, groups_kept)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    scores = logits if softmax_after_top_k else SCORES[score](logits)
+    logits = logits.to(dtype=torch.promote_types(logits.dtype, torch.float32))
+    # A softmax over all, normalised over the chosen, is a softmax over the chosen.
+    over_chosen = score == "softmax" and normalize and selection_bias is None and groups is None
+    over_chosen = over_chosen or softmax_after_top_k
+    scores = logits if over_chosen else SCORES[score](logits)
     ranking = scores if selection_bias is None else scores + selection_bias.to(scores.dtype)
     if groups is not None and groups_kept is not None and groups_kept < groups:
         ranking = _best_groups_only(ranking, groups, groups_kept)
     experts = ranking.topk(top_k, dim=-1).indices
     weights = scores.gather(-1, experts)
-    if softmax_after_top_k:
+    if over_chosen:
         weights = weights.softmax(-1)
     elif normalize:
         # 1e-20: DeepSeek's guard; sigmoid scores may all underflow.

@@ -95,6 +95,8 @@ def rms_norm(
     """
     _check(x, weight, residual, gate, gate_activation, group_size)
     size = group_size or x.shape[-1]
+    if gate is None and residual is None and x.numel() == size and settled(backend, x) and plain_call(x, weight):
+        return _one_row(x, weight, eps, unit_offset)
     chosen = "torch" if settled(backend, x) else explain(x, group_size=size, backend=backend, strict=strict).backend
     if chosen == "triton":
         from archcompass.kernels.norm.triton_norm import rms_norm_op
@@ -135,7 +137,7 @@ def _by_blocks(x: Tensor, gate: Tensor | None, weight: Tensor | None, rule: Rule
         return _torch(x, gate, weight, rule)
     if gate is None and rule.group_size == x.shape[-1] and x.numel() <= A_STEP:
         return _step(x, weight, rule)
-    out = torch.empty(x.shape, dtype=x.dtype)
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
     if x.numel() <= 2 * PIECE_ELEMENTS:
         return _into(out, x, gate, weight, rule)
     rows, gates, places = _rows(x), None if gate is None else _rows(gate), _rows(out)
@@ -153,24 +155,23 @@ def _rows(x: Tensor) -> Tensor:
 
 def _step(x: Tensor, weight: Tensor | None, rule: Rule) -> Tensor:
     """The few rows of a decoding step, where an operation of torch costs more than its work."""
-    if x.numel() == rule.group_size and plain_call(x, weight):
-        return _one_row(x, weight, rule)
     if weight is None or (weight.dtype == x.dtype and not rule.unit_offset):
         return F.rms_norm(x, (rule.group_size,), weight, rule.eps)
     return _torch(x, None, weight, rule)
 
 
-def _one_row(x: Tensor, weight: Tensor | None, rule: Rule) -> Tensor:
+def _one_row(x: Tensor, weight: Tensor | None, eps: float, unit_offset: bool) -> Tensor:
     """One row by its length, a number; a product with three factors is taken in float32 and rounded once."""
     one = _constant(1.0, sum_dtype(x))
     wide = x.type_as(one)  # half the time of `x.to(dtype)`
     length = torch.linalg.vector_norm(wide).item()
-    scale: float = (length * length / rule.group_size + rule.eps) ** -0.5
+    scale: float = (length * length / x.numel() + eps) ** -0.5
     if weight is None:
         return x * scale
-    weight = torch.add(weight, one) if rule.unit_offset else weight
-    row = x if weight.dtype == x.dtype else wide
-    return torch.addcmul(_constant(0.0, row.dtype), row, weight, value=scale).type_as(x)
+    weight = torch.add(weight, one) if unit_offset else weight
+    if weight.dtype == x.dtype:
+        return torch.addcmul(_constant(0.0, x.dtype), x, weight, value=scale)
+    return torch.addcmul(_constant(0.0, one.dtype), wide, weight, value=scale).type_as(x)
 
 
 @lru_cache(maxsize=64)
@@ -206,7 +207,7 @@ def _torch(x: Tensor, gate: Tensor | None, weight: Tensor | None, rule: Rule) ->
 def _into(out: Tensor, x: Tensor, gate: Tensor | None, weight: Tensor | None, rule: Rule) -> Tensor:
     """The same, computed in `out` where that is wide enough, with one pass for the squares; no gradients."""
     dtype = sum_dtype(x)
-    y = out if out.dtype == dtype else torch.empty(out.shape, dtype=dtype)
+    y = out if out.dtype == dtype else torch.empty_like(out, dtype=dtype, memory_format=torch.contiguous_format)
     opened = None if gate is None else ACTIVATIONS[rule.gate_activation](gate.to(dtype))
     y.copy_(x)
     if opened is not None and rule.gate_first:

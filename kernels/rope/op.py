@@ -47,7 +47,7 @@ def rotate_one(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     Args:
         x: [batch, time, heads, D].
-        cos, sin: [batch or 1, time, 1, D], in x's type: cos twice over; -sin, then sin.
+        cos, sin: [batch or 1, time, 1, D], in x's type: of the angles turned backwards, then as they are.
     """
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 

@@ -171,7 +171,7 @@ def test_low_precision_errs_at_most_twice_as_much_as_the_formula_in_it(dtype: to
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("sizes", [(4, 4, 64, 64), (8, 4, 64, 64), (8, 1, 64, 64), (4, 2, 24, 16)])
+@pytest.mark.parametrize("sizes", [(4, 4, 64, 64), (8, 4, 64, 64), (8, 1, 64, 64), (4, 2, 24, 16), (8, 8, 256, 128)])
 @pytest.mark.parametrize("keys", [1, 40, 600])
 def test_a_step_errs_at_most_twice_as_much_as_the_formula(
     keys: int, sizes: tuple[int, int, int, int], dtype: torch.dtype
