@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from archcompass.blocks.runtime import BlockModule, Linear
 from archcompass.kernels.linear import BY_COLUMNS, together
 
-SMALLEST_SIDE = 64  # of experts and tables, which are told from taps and decays by it
+SMALLEST_SIDE = 32  # of experts, low ranks and tables, which are told from taps and decays by it
 
 
 @torch.no_grad()
