@@ -4,13 +4,16 @@
 
 For the ordinary instance of each block, after 64 tokens: one token through the block; the same with its matrices
 laid by columns, as `LanguageModel.for_decoding` lays them; and torch's `linear` with every matrix a token meets, and one
-read of the recurrent state in float32, alone. The three take turns. Medians; with one thread of processor time.
+read of the recurrent state in float32, alone. The three take turns, once with one block over and over, whose matrices
+then lie in the caches, and once with as many in a row as a model has layers, from memory. Medians; with one thread of
+processor time.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import json
 import os
 import time
@@ -28,19 +31,32 @@ from archcompass.profiles.cpu import this_cpu
 
 KINDS = ("mamba2", "mamba", "gated_delta_net", "kimi_delta", "rwkv7_time_mix", "attention", "gated_mlp", "moe")
 PAST, STEPS, SMALLEST_SIDE = 64, 20, 16
+FROM_MEMORY_BYTES, MOST_LAYERS = 192 << 20, 64  # of the layers that take turns; no cache here holds them
 
 Run = Callable[[], object]
 
 
-def candidates(spec: Block, width: int, dtype: torch.dtype) -> dict[str, Run]:
-    """A step, a step of the module laid out for decoding, and the products alone."""
-    laid = built(spec, width, dtype)
-    lay_by_columns(laid)
+def candidates(spec: Block, width: int, dtype: torch.dtype, layers: int) -> dict[str, Run]:
+    """A step, a step of the module laid out for decoding, and the products alone, each of the next of so many layers."""
+    plain, laid = ([built(spec, width, dtype) for _ in range(layers)] for _ in range(2))
+    for module in laid:
+        lay_by_columns(module)
     return {
-        "step": one_token(built(spec, width, dtype), width, dtype),
-        "step, by columns": one_token(laid, width, dtype),
-        "matrix-vector products": products(spec, width, built(spec, width, dtype)),
+        "step": in_turn([one_token(module, width, dtype) for module in plain]),
+        "step, by columns": in_turn([one_token(module, width, dtype) for module in laid]),
+        "matrix-vector products": in_turn([products(spec, width, module) for module in plain]),
     }
+
+
+def in_turn(runs: list[Run]) -> Run:
+    following = itertools.cycle(runs)
+    return lambda: next(following)()
+
+
+def depth(spec: Block, width: int, dtype: torch.dtype) -> int:
+    """Layers whose matrices leave the caches."""
+    layer_bytes = sum(matrix.nbytes for matrix in matrices(built(spec, width, dtype)))
+    return min(MOST_LAYERS, -(-FROM_MEMORY_BYTES // layer_bytes))
 
 
 def built(spec: Block, width: int, dtype: torch.dtype) -> BlockModule:
@@ -108,13 +124,14 @@ def main() -> None:
                 ordinary = known_blocks()[kind].typical()
                 assert ordinary is not None, kind
                 spec, width = ordinary
-                with torch.inference_mode():
-                    taken = microseconds(candidates(spec, width, dtype), options.rounds, clock)
-                floor = taken["matrix-vector products"]
-                over = {name: round(value / floor, 2) for name, value in taken.items() if value is not floor}
-                row = {"block": kind, "width": width, "dtype": str(dtype)[6:], "threads": threads}
-                rows.append(row | {"microseconds": taken, "over_products": over})
-                print(json.dumps(rows[-1]), flush=True)
+                for layers in (1, depth(spec, width, dtype)):
+                    with torch.inference_mode():
+                        taken = microseconds(candidates(spec, width, dtype, layers), options.rounds, clock)
+                    floor = taken["matrix-vector products"]
+                    over = {name: round(value / floor, 2) for name, value in taken.items() if value is not floor}
+                    row = {"block": kind, "width": width, "dtype": str(dtype)[6:], "threads": threads, "layers": layers}
+                    rows.append(row | {"microseconds": taken, "over_products": over})
+                    print(json.dumps(rows[-1]), flush=True)
     made = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "processor": this_cpu().name,

@@ -74,6 +74,8 @@ def linears(inputs: Tensor, weights: Sequence[Tensor]) -> Sequence[Tensor] | Non
     rows, offsets, whose = _pieces(width, columns, piece)
     table = first.as_strided((len(rows), piece), (piece, 1))
     y = summed_rows(table, rows, offsets, inputs.view(count, width).index_select(0, whose).view(-1))
+    if len(set(columns)) == 1:
+        return y.view(count, *inputs.shape[1:-1], -1).unbind()
     return [part.view(*inputs.shape[1:-1], -1) for part in y.view(-1).split(columns)]
 
 

@@ -15,9 +15,7 @@ from archcompass.kernels.attention.pieces import equal_width, widened
 
 WORTH_PRODUCTS = 1 << 16  # elements of the keys
 MOST_ROWS = 4  # query heads of a key-value head
-WIDENED_ELEMENTS = (
-    1 << 20
-)  # of the keys of a cache that is copied to float32 for a step: beyond, copies leave the caches
+WIDENED_ELEMENTS = 1 << 20  # of keys that are copied to float32 for a step; beyond, copies leave the caches
 
 
 def one_query(q: Tensor, k: Tensor, v: Tensor, scale: float, sinks: Tensor | None, soft_cap: float | None) -> Tensor:
