@@ -69,14 +69,12 @@ def attention(
     _check(q, k, v, sinks, padding, cu_seqlens)
     check_visibility(causal, window, chunk, key_offset)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    single = q.shape[1] == 1 and causal and padding is None and cu_seqlens is None and k.shape[1] > 0
-    if single and not return_lse and backend in ("auto", "torch") and q.is_cpu and plain_call(q, k, v, sinks):
-        first = first_visible(k.shape[1] - 1, window, chunk, key_offset)
-        k, v = (k[:, first:], v[:, first:]) if first else (k, v)
-        return one_query(q, k, v, scale, sinks, soft_cap)
     see = Visibility(causal, window, chunk, key_offset, scale, soft_cap)
     if causal and q.shape[1] == 1 and padding is None and q.device.type != "meta":
         k, v, see = _within_reach(k, v, see)
+        whole = k.shape[1] > 0 and cu_seqlens is None and not return_lse
+        if whole and backend in ("auto", "torch") and q.is_cpu and plain_call(q, k, v, sinks):
+            return one_query(q, k, v, scale, sinks, soft_cap)
     special = return_lse or any(x is not None for x in (sinks, soft_cap, padding, cu_seqlens))
     plain = not special and _plain(q, k, see)
     chosen = "torch" if settled(backend, q) else _choose(q, v.shape[-1], plain, backend, strict).backend
